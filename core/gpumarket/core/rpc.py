@@ -1,0 +1,177 @@
+"""gRPC as this market uses it: TLS pinned by key hash, errors that cross the wire as themselves, a deadline on every call.
+
+There is no certificate authority. A server makes its own key once; the key's hash stands in its signed offer or in the registry. A client
+fetches the certificate, compares the hash, and then trusts that certificate alone for the channel.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import hashlib
+import json
+import os
+import ssl
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+import grpc
+import grpc.aio
+from cryptography import x509
+from cryptography.hazmat.primitives import hashes, serialization
+from cryptography.hazmat.primitives.asymmetric import ec
+from cryptography.x509.oid import NameOID
+from gpumarket.core.errors import BadSignature, Busy, GpumarketError, NoProvider, Unreachable, by_code
+from gpumarket.core.units import Hash
+
+SERVER_NAME = "gpumarket"
+MESSAGE_BYTES_MAX = 32 * 1024 * 1024
+CALL_SECONDS = 10.0
+_ERROR_KEY = "gpumarket-error"
+_OPTIONS = [
+    ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
+    ("grpc.keepalive_time_ms", 10_000),
+    ("grpc.keepalive_timeout_ms", 5_000),
+    ("grpc.http2.max_pings_without_data", 0),
+]
+SERVER_OPTIONS = [
+    *_OPTIONS,
+    ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.max_concurrent_streams", 1_024),
+    ("grpc.so_reuseport", 0),
+]
+_STATUS = {
+    "busy": grpc.StatusCode.RESOURCE_EXHAUSTED,
+    "bad_signature": grpc.StatusCode.UNAUTHENTICATED,
+    "protocol": grpc.StatusCode.INVALID_ARGUMENT,
+    "no_provider": grpc.StatusCode.FAILED_PRECONDITION,
+    "unknown_model": grpc.StatusCode.NOT_FOUND,
+    "out_of_funds": grpc.StatusCode.FAILED_PRECONDITION,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ServerIdentity:
+    """A server's TLS key and certificate (PEM), and the hash that clients pin: sha256 of the SubjectPublicKeyInfo."""
+
+    key_pem: bytes
+    certificate_pem: bytes
+    key_hash: Hash
+
+    def credentials(self) -> grpc.ServerCredentials:
+        return grpc.ssl_server_credentials([(self.key_pem, self.certificate_pem)])
+
+
+def load_identity(folder: Path) -> ServerIdentity:
+    """The TLS identity in `folder`, made on first use (P-256, key file mode 0600)."""
+    key_path, certificate_path = folder / "tls.key", folder / "tls.crt"
+    if not key_path.exists():
+        folder.mkdir(parents=True, exist_ok=True, mode=0o700)
+        key_pem, certificate_pem = _make_certificate()
+        _write_private(certificate_path, certificate_pem)
+        _write_private(key_path, key_pem)
+    certificate_pem = certificate_path.read_bytes()
+    return ServerIdentity(key_path.read_bytes(), certificate_pem, _key_hash(x509.load_pem_x509_certificate(certificate_pem)))
+
+
+@asynccontextmanager
+async def pinned_channel(endpoint: str, key_hash: bytes) -> AsyncIterator[grpc.aio.Channel]:
+    """A channel to `endpoint` that trusts the key with `key_hash` and no other. Raises Unreachable or BadSignature."""
+    channel = await open_channel(endpoint, key_hash)
+    try:
+        yield channel
+    finally:
+        await channel.close(None)
+
+
+async def open_channel(endpoint: str, key_hash: bytes) -> grpc.aio.Channel:
+    """As `pinned_channel`, for a channel that outlives a block. Reuse channels: opening one costs two handshakes."""
+    host, _, port = endpoint.rpartition(":")
+    try:
+        pem = await asyncio.to_thread(ssl.get_server_certificate, (host.strip("[]"), int(port)), timeout=5.0)
+    except (OSError, ValueError) as error:
+        raise Unreachable(f"{endpoint} does not answer: {error}", hint="check that it runs and that the port is open") from error
+    found = _key_hash(x509.load_pem_x509_certificate(pem.encode()))
+    if found != key_hash:
+        raise BadSignature(f"{endpoint} shows a TLS key with hash 0x{found.hex()}, pinned is 0x{bytes(key_hash).hex()}")
+    options = [*_OPTIONS, ("grpc.ssl_target_name_override", SERVER_NAME)]
+    return grpc.aio.secure_channel(endpoint, grpc.ssl_channel_credentials(pem.encode()), options=options)
+
+
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: GpumarketError) -> NoReturn:
+    """End a call with an error of the tree; the caller gets it back from `from_rpc`."""
+    details = error.as_dict()
+    if isinstance(error, NoProvider):
+        details |= {"removed": error.removed, "considered": error.considered}
+    if isinstance(error, Busy):
+        details["retry_after_seconds"] = error.retry_after_seconds
+    status = _STATUS.get(error.code, grpc.StatusCode.UNAVAILABLE if error.retryable else grpc.StatusCode.ABORTED)
+    await context.abort(status, error.message, trailing_metadata=((_ERROR_KEY, json.dumps(details)),))
+    raise AssertionError("context.abort returned")
+
+
+def from_rpc(error: grpc.aio.AioRpcError, peer: str) -> GpumarketError:
+    """The error that the peer sent, or Unreachable for what the transport says."""
+    metadata: Any = error.trailing_metadata() or ()  # pairs; the stubs do not say so
+    details = dict(metadata).get(_ERROR_KEY)
+    if details is not None:
+        return rebuild(json.loads(details))
+    if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
+        return Unreachable(
+            f"{peer} does not answer: {error.code().name.lower()} ({error.details()})", hint="try again; it may be restarting"
+        )
+    return GpumarketError(f"{peer} failed: {error.code().name.lower()} ({error.details()})", retryable=False)
+
+
+def rebuild(details: dict[str, Any]) -> GpumarketError:
+    """An error from its wire form {code, message, hint, retryable, ...}. Codes of a newer peer come back as GpumarketError."""
+    cls = by_code().get(str(details.get("code")), GpumarketError)
+    message, hint = str(details.get("message", "")), str(details.get("hint", ""))
+    if cls is NoProvider:
+        removed = {str(k): int(v) for k, v in dict(details.get("removed", {})).items()}
+        return NoProvider(message, removed=removed, considered=int(details.get("considered", 0)), hint=hint)
+    if cls is Busy:
+        return Busy(message, retry_after_seconds=float(details.get("retry_after_seconds", 1.0)), hint=hint)
+    if cls.__init__ is not GpumarketError.__init__:
+        cls = GpumarketError
+    return cls(message, hint=hint, retryable=bool(details.get("retryable", False)))
+
+
+def _key_hash(certificate: x509.Certificate) -> Hash:
+    der = certificate.public_key().public_bytes(serialization.Encoding.DER, serialization.PublicFormat.SubjectPublicKeyInfo)
+    return Hash(hashlib.sha256(der).digest())
+
+
+def _make_certificate() -> tuple[bytes, bytes]:
+    key = ec.generate_private_key(ec.SECP256R1())
+    name = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, SERVER_NAME)])
+    start = datetime.datetime(2024, 1, 1, tzinfo=datetime.UTC)  # the pin is the identity; a clock that is off must not break TLS
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(x509.random_serial_number())
+        .not_valid_before(start)
+        .not_valid_after(start + datetime.timedelta(days=36_500))
+        .add_extension(x509.SubjectAlternativeName([x509.DNSName(SERVER_NAME)]), critical=False)
+        .add_extension(x509.BasicConstraints(ca=True, path_length=0), critical=True)
+        .sign(key, hashes.SHA256())
+    )
+    key_pem = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    return key_pem, certificate.public_bytes(serialization.Encoding.PEM)
+
+
+def _write_private(path: Path, data: bytes) -> None:
+    temporary = path.with_suffix(path.suffix + ".new")
+    handle = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(handle, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)

@@ -1,0 +1,1 @@
+"""Wire contract, generated from the .proto files beside it. Regenerate with `make proto`."""
