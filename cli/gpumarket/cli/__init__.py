@@ -1,0 +1,1 @@
+"""The command line: one tree of nouns, loaded lazily; one output layer."""
