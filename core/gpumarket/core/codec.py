@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError, Message
+
 from gpumarket.core.errors import BadSignature, ProtocolError
 from gpumarket.core.ports import Clock
 from gpumarket.core.signing import Domain, Signer, recover, sign, sign_call, verify

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import structlog
+
 from gpumarket.core.errors import ConfigError, StateLocked
 
 _SECRET_KEYS = frozenset({"password", "secret", "private_key", "key", "prompt", "request", "tokens", "output", "salt", "authorization"})

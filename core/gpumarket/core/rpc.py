@@ -24,6 +24,7 @@ from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
+
 from gpumarket.core.errors import BadSignature, Busy, GpumarketError, NoProvider, Unreachable, by_code
 from gpumarket.core.units import Hash
 

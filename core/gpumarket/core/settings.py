@@ -13,8 +13,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from gpumarket.core.errors import ConfigError
 from pydantic import BaseModel, ConfigDict, ValidationError
+
+from gpumarket.core.errors import ConfigError
 
 S = TypeVar("S", bound="Settings")
 ENV_PREFIX = "GPUMARKET_"

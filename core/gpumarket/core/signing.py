@@ -10,6 +10,7 @@ from functools import lru_cache
 from typing import Protocol
 
 from coincurve import PrivateKey, PublicKey
+
 from gpumarket.core.errors import BadSignature
 from gpumarket.core.terms import Call, Term, keccak256
 from gpumarket.core.units import Address, Hash

@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, TypeVar, dataclass_transform, get_type_hints
 
 from Crypto.Hash import keccak as _keccak
+
 from gpumarket.core.units import MONEY_MAX, ZERO_HASH, Address, Hash, Money
 
 T = TypeVar("T", bound="Term")
