@@ -72,7 +72,7 @@ class SafePubsub(Pubsub):
             await self.continuously_read_stream(stream)
         except (Misconduct, DecodeError, ParseError, MessageTooLarge) as error:
             self._counters["misconduct"] += 1
-            _log.warning("peer %s broke the pubsub protocol (%s: %s): disconnected", peer, type(error).__name__, error)
+            _log.info("peer %s broke the pubsub protocol (%s: %s): disconnected", peer, type(error).__name__, error)
             await self._end(stream, peer)
             self._punish(peer)
         except IOException:
@@ -114,7 +114,7 @@ class SafePubsub(Pubsub):
                 await self.push_msg(peer, message)
             except Exception as error:  # e.g. a key that does not decode: validators.signature_validator re-raises
                 self._counters["bad_message"] += 1
-                _log.warning("a pubsub message by way of peer %s is malformed (%s)", peer, type(error).__name__)
+                _log.debug("a pubsub message by way of peer %s is malformed (%s)", peer, type(error).__name__)
 
     async def _end(self, stream: INetStream, peer: ID) -> None:
         await _reset(stream, self._counters)
@@ -139,7 +139,7 @@ def guard_streams(host: IHost, counters: Counter[str]) -> None:
             counters["streams_broken"] += 1
         except Exception as error:
             counters["handler_errors"] += 1
-            _log.warning("a stream of peer %s failed (%s)", peer, type(error).__name__)
+            _log.debug("a stream of peer %s failed (%s)", peer, type(error).__name__)
             await _reset(stream, counters)
         finally:
             open_streams[peer] -= 1

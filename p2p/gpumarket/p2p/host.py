@@ -246,6 +246,7 @@ def main() -> int:
     die_with_parent()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the terminal's ^C is for the daemon, which then closes us
     logging.basicConfig(level=logging.INFO, stream=sys.stderr, format="%(levelname)s %(name)s: %(message)s")
+    logging.getLogger("libp2p").setLevel(logging.ERROR)  # its warnings are written at any peer's will
     try:
         return trio.run(run_host, socket.socket(fileno=arguments.fd))
     except (DecodeError, ProtocolError, BrokenPipeError, trio.BrokenResourceError):

@@ -33,7 +33,7 @@ def load_or_create_seed(path: Path, fresh_seed: bytes) -> bytes:
 
 
 def _load(path: Path) -> bytes:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     with os.fdopen(descriptor, "rb") as file:
         _refuse_exposed(path, os.fstat(file.fileno()))
         text = file.read(2 * _SEED_BYTES + 2)

@@ -27,6 +27,7 @@ _log = logging.getLogger(__name__)
 
 _RESTART = Backoff(first_seconds=0.1, most_seconds=15.0)
 _WATCH_SECONDS = 5.0
+_HANG_SECONDS = 30.0
 _HEALTHY_SECONDS = 30.0
 """A process that lived this long does not count as a repeated death."""
 
@@ -198,7 +199,7 @@ class Link:
         while True:
             await asyncio.sleep(_WATCH_SECONDS)
             try:
-                await child.call(pb.HostCommand(peers=pb.HostPeers()))
+                await child.call(pb.HostCommand(peers=pb.HostPeers()), _HANG_SECONDS)
             except P2PUnavailable as error:
                 _log.warning("the p2p process %d hangs (%s): killed", child.pid, error.message)
                 child.kill()

@@ -113,7 +113,11 @@ class SnapshotSync:
         if not self._served.allow(context.peer_id.to_bytes(), trio.current_time()):
             self._counters["snapshots_refused"] += 1
             raise RequestResponseError("this peer asks for snapshots too often")
-        request = pb.SnapshotRequest.FromString(raw)
+        try:
+            request = pb.SnapshotRequest.FromString(raw)
+        except DecodeError as error:
+            self._counters["snapshots_rejected"] += 1
+            raise RequestResponseError("this is no snapshot request") from error
         offers, revision, more = self._book.since(request.epoch, request.since, PAGE_BYTES_MAX, self._clock.now())
         self._counters["snapshots_served"] += 1
         page = pb.SnapshotPage(epoch=self._book.epoch, revision=revision, more=more, signed_offers=offers)
