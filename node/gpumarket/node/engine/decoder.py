@@ -16,11 +16,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from gpumarket.core.errors import ProtocolError
 from torch import Tensor
 
+from gpumarket.core.errors import ProtocolError
 from gpumarket.node.engine.base import FINISH_LENGTH, FINISH_STOP, GenerateRequest
-from gpumarket.node.engine.kv_cache import SlotCache
+from gpumarket.node.engine.kv_cache import COLUMN_BLOCK, SlotCache, block_cells
 from gpumarket.node.engine.pick import pick_tokens
 
 
@@ -67,7 +67,7 @@ class SlotDecoder:
         self.vocabulary = int(model.config.get_text_config().vocab_size)
         self.length_max = int(getattr(model.config.get_text_config(), "max_position_embeddings", cache_tokens_max))
         self.device: torch.device = model.device
-        self.cache = SlotCache(int(model.config.get_text_config().num_hidden_layers))
+        self.cache = SlotCache(int(model.config.get_text_config().num_hidden_layers), cache_tokens_max)
         self.waiting: deque[Row] = deque()
         self.running: list[Row] = []
         self.extending: Row | None = None
@@ -82,7 +82,7 @@ class SlotDecoder:
     def check(self, request: GenerateRequest) -> None:
         """ProtocolError unless the model can serve the request."""
         length = len(request.prompt) + request.max_tokens
-        bound = min(self.length_max, self.cache_tokens_max)
+        bound = min(self.length_max, self.cache_tokens_max - COLUMN_BLOCK)
         if length > bound:
             raise ProtocolError(
                 f"prompt and max_tokens come to {length} tokens, the model serves {bound}",
@@ -129,9 +129,12 @@ class SlotDecoder:
             drawn = self._decode()
             self._leave({e.key for e in drawn if e.finish_reason})
             emitted += drawn
+        return emitted
+
+    def release(self) -> None:
+        """Give the cache's memory back while nothing runs."""
         if self.idle:
             self.cache.release()
-        return emitted
 
     def _decode(self) -> list[Emission]:
         rows = self.running
@@ -143,21 +146,28 @@ class SlotDecoder:
         return self._draw(rows, logits)
 
     def _prefill(self) -> list[Emission]:
-        group = [] if self.extending and self._packed_last else self._group()
+        if self.extending and self._packed_last:
+            self._packed_last = False
+            return self._extend(self.extending)
+        group = self._group()
         self._packed_last = bool(group)
         if group:
             return self._pack(group)
-        if self.extending is None:
-            self.extending = self._long()
+        if self.extending is None and self.waiting and self._fits([self.waiting[0]]):
+            self.extending = self.waiting.popleft()
+            self._reserve([self.extending])
         return self._extend(self.extending) if self.extending else []
 
     def _group(self) -> list[Row]:
-        """Waiting short prompts, first come first served, that fit one pass and the cache."""
+        """Waiting short prompts, first come first served, that fit one pass and the cache.
+
+        They overtake a long prompt only while another is being prefilled, so a long one is never starved.
+        """
         group: list[Row] = []
         total = 0
-        for row in list(self.waiting):
+        for row in self.waiting:
             size = len(row.context)
-            if size > self.prefill_tokens:
+            if size > self.prefill_tokens and self.extending:
                 continue
             if total + size > self.prefill_tokens or not self._fits([*group, row]):
                 break
@@ -165,18 +175,29 @@ class SlotDecoder:
             total += size
         for row in group:
             self.waiting.remove(row)
+        self._reserve(group)
         return group
-
-    def _long(self) -> Row | None:
-        """The first waiting prompt, when only in pieces can it be prefilled."""
-        if not self.waiting or len(self.waiting[0].context) <= self.prefill_tokens or not self._fits([self.waiting[0]]):
-            return None
-        return self.waiting.popleft()
 
     def _fits(self, joining: list[Row]) -> bool:
         """Whether rows and cache have room. The cache is a rectangle: every row costs as much as the longest."""
-        rows = [*self.running, *joining, *([self.extending] if self.extending else [])]
-        return len(rows) <= self.rows_max and len(rows) * max(r.final_length for r in rows) <= self.cache_tokens_max
+        rows = self._rows(joining)
+        return len(rows) <= self.rows_max and self._cells(len(rows), rows) <= self.cache_tokens_max
+
+    def _reserve(self, joining: list[Row]) -> None:
+        """Room for those that join, and, where the cache allows, at once for those that wait behind them: growing costs a copy."""
+        if not joining:
+            return
+        rows = self._rows(joining)
+        soon = min(self.rows_max, len(rows) + len(self.waiting))
+        count = soon if self._cells(soon, rows) <= self.cache_tokens_max else len(rows)
+        self.cache.reserve(count, max(row.final_length for row in rows))
+
+    def _rows(self, joining: list[Row]) -> list[Row]:
+        return [*self.running, *joining, *([self.extending] if self.extending else [])]
+
+    @staticmethod
+    def _cells(count: int, rows: list[Row]) -> int:
+        return block_cells(count, max(row.final_length for row in rows))
 
     def _pack(self, group: list[Row]) -> list[Emission]:
         lengths = [len(row.context) for row in group]

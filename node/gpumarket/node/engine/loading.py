@@ -11,9 +11,10 @@ from pathlib import Path
 from typing import Any, Final
 
 import torch
-from gpumarket.core.errors import ConfigError, EngineFailed
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.cache_utils import DynamicCache, DynamicLayer
+
+from gpumarket.core.errors import ConfigError, EngineFailed
 
 REFUSED_SUFFIXES: Final = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack", ".py", ".pyc", ".so")
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -36,9 +37,7 @@ def refuse_unsafe(folder: Path) -> None:
         # A tokenizer's vocabulary may be larger than any configuration; it is read by the tokenizers library alone, which runs nothing.
         described = {} if path.name == "tokenizer.json" else read_json(path)
         if isinstance(described, dict) and "auto_map" in described:
-            raise ConfigError(
-                f"{path.name} names code of the model's own (auto_map)", hint="only built-in architectures are served"
-            )
+            raise ConfigError(f"{path.name} names code of the model's own (auto_map)", hint="only built-in architectures are served")
 
 
 def read_json(path: Path) -> Any:

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-from gpumarket.core.errors import EngineFailed
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gpumarket.core.errors import EngineFailed
 from gpumarket.node.engine import sampling
 from gpumarket.node.engine.base import Sampling
 
@@ -30,9 +30,7 @@ def pick_tokens(logits: Tensor, positions: Sequence[int], samplings: Sequence[Sa
     return [int(token) for token in tokens]
 
 
-def pick_gaps(
-    logits: Tensor, tokens: Sequence[int], positions: Sequence[int], samplings: Sequence[Sampling]
-) -> NDArray[np.float32]:
+def pick_gaps(logits: Tensor, tokens: Sequence[int], positions: Sequence[int], samplings: Sequence[Sampling]) -> NDArray[np.float32]:
     """The gap of each delivered token, float32 [N], from logits [N, V]."""
     wide = logits.float()
     ids, values = top_candidates(wide)

@@ -153,7 +153,8 @@ def _slack(wide: Wide, kept: Flags, depth: Wide, *, whole: Flags) -> Wide:
     slack = np.where(whole, np.inf, wide - wide.min(1, keepdims=True))
     first_out = np.where(kept, -np.inf, wide).max(1, keepdims=True)
     slack = np.minimum(slack, wide - first_out)
-    return np.minimum(slack, np.maximum(depth, 0.0))
+    least: Wide = np.minimum(slack, np.maximum(depth, 0.0))
+    return least
 
 
 def _missing(wide: Wide, own: Wide, kept: Flags, depth: Wide, inside: Flags) -> Wide:
@@ -161,4 +162,5 @@ def _missing(wide: Wide, own: Wide, kept: Flags, depth: Wide, inside: Flags) -> 
     below = np.where(kept, wide, np.inf).min(1) - own[:, 0]
     by_mass = np.where(inside, -depth, -np.inf).max(1)
     short = np.where(inside.any(1), np.minimum(by_mass, below), below)
-    return np.where((inside & kept).any(1), 0.0, np.maximum(short, 0.0))
+    move: Wide = np.where((inside & kept).any(1), 0.0, np.maximum(short, 0.0))
+    return move
