@@ -131,13 +131,10 @@ def batches_by_length(lengths: Sequence[int], batch_tokens: int) -> Iterator[lis
 
 
 def _pooling(config: dict[str, Any]) -> str:
-    named = config.get("pooling_mode")
-    wanted = (
-        [named]
-        if named
-        else [key.removeprefix("pooling_mode_") for key, on in config.items() if on is True and key.startswith("pooling_mode_")]
-    )
-    by_flag = {flag.removeprefix("pooling_mode_"): name for name, flag in POOLINGS.items()}
+    prefix = "pooling_mode_"
+    flags = [key.removeprefix(prefix) for key, on in config.items() if on is True and key.startswith(prefix)]
+    by_flag = {flag.removeprefix(prefix): name for name, flag in POOLINGS.items()}
+    wanted = [config["pooling_mode"]] if "pooling_mode" in config else flags
     found = [by_flag.get(str(name), str(name)) for name in wanted]
     if len(found) != 1 or found[0] not in POOLINGS:
         raise ConfigError(f"pooling {', '.join(found) or 'none'} is not served", hint=f"one of {', '.join(POOLINGS)}")

@@ -7,6 +7,7 @@ before any library looks at it, and `trust_remote_code` is never true.
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any, Final
 
@@ -81,6 +82,9 @@ def _configuration(folder: Path) -> Any:
 def _load(kind: Any, folder: Path, compute_dtype: str) -> Any:
     if compute_dtype not in DTYPES:
         raise ConfigError(f"compute dtype {compute_dtype} is unknown", hint=f"use one of {', '.join(DTYPES)}")
+    # oneDNN reads this at its first use. Measured: a virtual machine that advertises AMX and faults on it ends the process with SIGILL in
+    # the first bf16 product; the level below works everywhere and an owner who has AMX sets the variable himself.
+    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         model, report = kind.from_pretrained(
