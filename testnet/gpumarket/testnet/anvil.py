@@ -155,6 +155,7 @@ class Anvil:
         self._folder.cleanup()
 
     def _launch(self) -> None:
+        _check_port(self.host, self.port)
         errors = Path(self._folder.name) / "stderr"
         command = [sys.executable, "-I", "-S", "-c", _LAUNCHER, str(os.getpid()), *self._argv, "--port", str(self.port)]
         with errors.open("wb") as sink:
@@ -192,6 +193,21 @@ def _check_loopback(host: str) -> None:
         raise ConfigError(f"the local chain may not listen on {host}: its keys are public", hint="use 127.0.0.1")
 
 
+def _check_port(host: str, port: int) -> None:
+    """Before the launch, else whoever listens there would answer in our chain's place."""
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise _port_in_use(host, port) from error
+
+
+def _port_in_use(host: str, port: int) -> PortInUse:
+    why = f"port {port} on {host} cannot be listened on, so the local chain cannot start there"
+    return PortInUse(why, hint="choose another port, or 0 for a free one")
+
+
 def _free_port(host: str) -> int:
     with socket.socket() as probe:
         probe.bind((host, 0))
@@ -201,9 +217,7 @@ def _free_port(host: str) -> int:
 
 def _start_failure(code: int, said: str, host: str, port: int) -> Exception:
     if "in use" in said:
-        return PortInUse(
-            f"port {port} on {host} is taken, so the local chain cannot listen on it", hint="choose another port, or 0 for a free one"
-        )
+        return _port_in_use(host, port)
     if "--state" in said:
         return ConfigError(f"anvil refuses its state file: {said[:300]}", hint="move the file away to begin a new chain")
     reason = signal.Signals(-code).name if code < 0 else f"exit code {code}"
