@@ -1,0 +1,220 @@
+"""The hard filters: what a provider must satisfy to be drawn at all, each with a name and numbers. Pure.
+
+A filter is a column with a lowest and a highest value, or a rule on money that depends on the job's cost there. They are counted in the
+order of `FILTERS`: a provider is removed by the first that it fails, so that the counts add up to the providers considered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gpumarket.core.terms import Task
+from gpumarket.core.units import PER_MILLION, Address, Hash, Money, format_money
+from gpumarket.scheduler.book import FILTER_COLUMNS, Book, Col
+
+HEARTBEAT_SECONDS = 3.0
+"""A provider silent for longer is not matched: three beats missed."""
+SANDBOX_TIERS = {"": 0, "none": 0, "process": 1, "process+netns": 2}
+_MANY = float("inf")
+Rows = NDArray[np.int64]
+Mask = NDArray[np.bool_]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The client's constraints, as far as the filters know them. Zero and empty mean any; no price limit is None."""
+
+    gpu_class: str = ""
+    min_vram_bytes: int = 0
+    region: str = ""
+    min_reputation_ppm: int = 0
+    min_stake: int = 0
+    max_prompt_price: int | None = None
+    max_output_price: int | None = None
+    min_sandbox: int = 0
+    require_provider: Address | None = None
+    exclude_providers: frozenset[Address] = frozenset()
+    exclude_owners: frozenset[Address] = frozenset()
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """One attempt to place. Units are what is left to do; `budget` is what the provider can be paid for it, the fee set aside."""
+
+    task: Task
+    model: Hash
+    profile: Hash
+    prompt_units: int
+    output_units: int
+    budget: Money
+    deadline: int
+    spoke_margin_seconds: int = 0
+    longest_input: int = 0
+    limits: Limits = field(default_factory=Limits)
+
+
+@dataclass(frozen=True, slots=True)
+class Moment:
+    """Now, on both clocks: unix seconds for what is signed, monotonic seconds for heartbeats."""
+
+    now: int
+    monotonic: float
+
+
+@dataclass(frozen=True, slots=True)
+class Filter:
+    """A named filter; `text` tells the numbers of one row that fails it."""
+
+    name: str
+    column: int
+    text: Callable[[float, float, float], str]
+
+
+def _money(value: float) -> str:
+    return format_money(int(value))
+
+
+FILTERS: tuple[Filter, ...] = (
+    Filter("task", Col.TASK, lambda v, lo, hi: f"it sells the model for {_task(v)}, asked is {_task(lo)}"),
+    Filter("profile", Col.PROFILE, lambda v, lo, hi: "it agrees to another verification profile"),
+    Filter("checks", Col.CHECKS, lambda v, lo, hi: "it takes no check jobs"),
+    Filter("gpu_class", Col.GPU_CLASS, lambda v, lo, hi: "another GPU class"),
+    Filter("vram", Col.VRAM, lambda v, lo, hi: f"{v / 2**30:.1f} GiB, asked are {lo / 2**30:.1f}"),
+    Filter("region", Col.REGION, lambda v, lo, hi: "another region"),
+    Filter("sandbox", Col.SANDBOX, lambda v, lo, hi: f"sandbox tier {v:.0f}, asked is {lo:.0f}"),
+    Filter("input_tokens", Col.INPUT_TOKENS, lambda v, lo, hi: f"inputs of at most {v:.0f} tokens, asked are {lo:.0f}"),
+    Filter("prompt_price", Col.PROMPT_PRICE, lambda v, lo, hi: f"{_money(v)} per Mtok of input, the limit is {_money(hi)}"),
+    Filter("output_price", Col.OUTPUT_PRICE, lambda v, lo, hi: f"{_money(v)} per Mtok of output, the limit is {_money(hi)}"),
+    Filter("stake", Col.STAKE, lambda v, lo, hi: f"stake {_money(v)}, asked is {_money(lo)}"),
+    Filter("reputation", Col.REPUTATION, lambda v, lo, hi: f"reputation {v / 1e6:.3f}, asked is {lo / 1e6:.3f}"),
+    Filter("heartbeat", Col.HEARTBEAT, lambda v, lo, hi: f"no heartbeat within {HEARTBEAT_SECONDS:.0f} s"),
+    Filter("offer_expired", Col.OFFER_EXPIRES, lambda v, lo, hi: f"its offer expired {lo - v:.0f} s ago"),
+    Filter("gpu_proof", Col.PROVEN, lambda v, lo, hi: "its GPU proof is pending or did not hold"),
+    Filter("jail", Col.JAILED_UNTIL, lambda v, lo, hi: f"jailed for {v - hi:.0f} s more"),
+    Filter("spoke_expiry", Col.SPOKE_EXPIRES, lambda v, lo, hi: f"its channel expires {lo - v:.0f} s too early" if v else "no channel yet"),
+    Filter("capacity", Col.FREE, lambda v, lo, hi: f"{max(0, int(v))} places free"),
+)
+MONEY_FILTERS = ("max_amount", "spoke", "exposure")
+NAMES = ("model", "provider", "excluded", *(f.name for f in FILTERS), *MONEY_FILTERS)
+
+
+def bounds(book: Book, wanted: Wanted, moment: Moment) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Lowest and highest value of each filter column, in the order of `FILTERS`."""
+    limits, find = wanted.limits, book.labels.find
+    checking = wanted.task is Task.CHECK
+    profile = find(wanted.profile)
+    task = float(wanted.task)
+    gpu = find(limits.gpu_class) if limits.gpu_class else None
+    region = find(limits.region) if limits.region else None
+    low = (
+        0.0 if checking else task,
+        profile,
+        1.0 if checking else 0.0,
+        -_MANY if gpu is None else gpu,
+        limits.min_vram_bytes,
+        -_MANY if region is None else region,
+        limits.min_sandbox,
+        wanted.longest_input,
+        0.0,
+        0.0,
+        limits.min_stake,
+        limits.min_reputation_ppm,
+        moment.monotonic - HEARTBEAT_SECONDS,
+        moment.now,
+        1.0,
+        -_MANY,
+        wanted.deadline + wanted.spoke_margin_seconds,
+        1.0,
+    )
+    high = (
+        _MANY if checking else task,
+        profile,
+        _MANY,
+        _MANY if gpu is None else gpu,
+        _MANY,
+        _MANY if region is None else region,
+        _MANY,
+        _MANY,
+        _MANY if limits.max_prompt_price is None else limits.max_prompt_price,
+        _MANY if limits.max_output_price is None else limits.max_output_price,
+        _MANY,
+        _MANY,
+        _MANY,
+        _MANY,
+        _MANY,
+        moment.now,
+        _MANY,
+        _MANY,
+    )
+    return np.array(low, dtype=np.float64), np.array(high, dtype=np.float64)
+
+
+def costs(table: NDArray[np.float64], wanted: Wanted) -> NDArray[np.float64]:
+    """What the attempt would cost at each row, fee not included: money as float."""
+    cost = table[:, Col.PROMPT_PRICE] * (wanted.prompt_units / PER_MILLION)
+    if wanted.output_units:
+        cost += table[:, Col.OUTPUT_PRICE] * (wanted.output_units / PER_MILLION)
+    return cost
+
+
+def passing(
+    book: Book,
+    wanted: Wanted,
+    rows: Rows,
+    table: NDArray[np.float64],
+    cost: NDArray[np.float64],
+    low: NDArray[np.float64],
+    high: NDArray[np.float64],
+) -> Mask:
+    """Which of `rows` pass every filter; `table` is the book's at those rows."""
+    part = table[:, :FILTER_COLUMNS]
+    good: Mask = np.logical_and.reduce((part >= low) & (part <= high), axis=1)
+    room = np.minimum(table[:, Col.SPOKE_FREE], table[:, Col.STAKE_ROOM])
+    good &= cost <= np.minimum(room, wanted.budget)
+    limits = wanted.limits
+    if limits.exclude_providers or limits.exclude_owners:
+        good &= ~_excluded(book, wanted, table)
+    return good
+
+
+def stages(
+    book: Book, wanted: Wanted, rows: Rows, low: NDArray[np.float64], high: NDArray[np.float64]
+) -> Iterator[tuple[str, Mask, Callable[[int], str]]]:
+    """(name, which fail it, numbers of row i) of every filter in order, over `rows`. For counting and explaining only."""
+    table = book.table[rows]
+    required = wanted.limits.require_provider
+    if required is not None:
+        yield "provider", table[:, Col.PROVIDER] != book.labels.find(required), lambda i: "another provider is required"
+    yield "excluded", _excluded(book, wanted, table), lambda i: "excluded by the order"
+    for k, rule in enumerate(FILTERS):
+        values, lo, hi = table[:, rule.column], low[k], high[k]
+        yield (
+            rule.name,
+            (values < lo) | (values > hi),
+            lambda i, rule=rule, values=values, lo=lo, hi=hi: rule.text(values[i], lo, hi),  # type: ignore[misc]
+        )
+    cost = costs(table, wanted)
+    yield (
+        "max_amount",
+        cost > wanted.budget,
+        lambda i: f"the job would cost {_money(cost[i])}, at most {_money(float(wanted.budget))} is left for it",
+    )
+    spoke, room = table[:, Col.SPOKE_FREE], table[:, Col.STAKE_ROOM]
+    yield "spoke", cost > spoke, lambda i: f"{_money(max(0.0, spoke[i]))} free in its channel, the job may earn {_money(cost[i])}"
+    yield "exposure", cost > room, lambda i: f"its stake covers {_money(max(0.0, room[i]))} more, the job may earn {_money(cost[i])}"
+
+
+def _excluded(book: Book, wanted: Wanted, table: NDArray[np.float64]) -> Mask:
+    find, limits = book.labels.find, wanted.limits
+    providers = [find(p) for p in limits.exclude_providers]
+    owners = [find(o) for o in limits.exclude_owners]
+    mask: Mask = np.isin(table[:, Col.PROVIDER], providers) | np.isin(table[:, Col.OWNER], owners)
+    return mask
+
+
+def _task(value: float) -> str:
+    return Task(int(value)).name.lower() if int(value) in Task._value2member_map_ else "nothing"

@@ -1,0 +1,118 @@
+"""Tables of the scheduler's ledger: money and reputation. Portable SQL; amounts are fixed-width text (MoneyType), hashes are bytes.
+
+`metadata` and migrations/ describe the same schema; a test compares them.
+"""
+
+from __future__ import annotations
+
+from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, LargeBinary, MetaData, String, Table
+
+from gpumarket.settlement.guard import guard_table
+from gpumarket.settlement.journal import MoneyType
+
+metadata = MetaData()
+
+jobs = Table(
+    "jobs",
+    metadata,
+    Column("key", LargeBinary(32), primary_key=True),
+    Column("client", LargeBinary(20), nullable=False),
+    Column("channel", LargeBinary(32), nullable=False),
+    Column("job_order", LargeBinary, nullable=False),
+    Column("state", Integer, nullable=False),
+    Column("open", MoneyType(), nullable=False),
+    Column("created_at", BigInteger, nullable=False),
+    Column("deadline", BigInteger, nullable=False),
+    Column("live", Boolean, nullable=False),
+    Index("jobs_live", "live"),
+    Index("jobs_deadline", "deadline"),
+    Index("jobs_client", "client"),
+)
+
+attempts = Table(
+    "attempts",
+    metadata,
+    Column("lease", LargeBinary(32), primary_key=True),
+    Column("job", LargeBinary(32), nullable=False),
+    Column("number", Integer, nullable=False),
+    Column("provider", LargeBinary(20), nullable=False),
+    Column("signed_lease", LargeBinary, nullable=False),
+    Column("offer", LargeBinary(32), nullable=False),
+    Column("state", Integer, nullable=False),
+    Column("amount", MoneyType(), nullable=False),
+    Column("units", BigInteger, nullable=False),
+    Column("complete", Boolean, nullable=False),
+    Column("accepted", Boolean, nullable=False),
+    Column("hold_until", BigInteger, nullable=False),
+    Column("receipt", LargeBinary, nullable=False),
+    Column("ack", LargeBinary, nullable=False),
+    Column("outcome", Integer, nullable=False),
+    Column("reason", String(200), nullable=False),
+    Index("attempts_job", "job", "number", unique=True),
+    Index("attempts_provider", "provider"),
+)
+
+offers = Table(
+    "offers",
+    metadata,
+    Column("hash", LargeBinary(32), primary_key=True),
+    Column("signed_offer", LargeBinary, nullable=False),
+)
+
+client_channels = Table(
+    "client_channels",
+    metadata,
+    Column("id", LargeBinary(32), primary_key=True),
+    Column("payer", LargeBinary(20), nullable=False),
+    Column("signer", LargeBinary(20), nullable=False),
+    Column("deposit", MoneyType(), nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("voucher", MoneyType(), nullable=False),
+    Column("signature", LargeBinary, nullable=False),
+    Column("used", MoneyType(), nullable=False),
+    Column("held", MoneyType(), nullable=False),
+    Column("open", MoneyType(), nullable=False),
+    Column("redeemed", MoneyType(), nullable=False),
+    Column("closing", BigInteger, nullable=False),
+    Column("closed", Boolean, nullable=False),
+    Column("close_signed", Boolean, nullable=False),
+)
+
+spokes = Table(
+    "spokes",
+    metadata,
+    Column("id", LargeBinary(32), primary_key=True),
+    Column("provider", LargeBinary(20), nullable=False),
+    Column("deposit", MoneyType(), nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+    Column("vouchered", MoneyType(), nullable=False),
+    Column("reserved", MoneyType(), nullable=False),
+    Column("redeemed", MoneyType(), nullable=False),
+    Column("closing", BigInteger, nullable=False),
+    Column("closed", Boolean, nullable=False),
+    Index("spokes_provider", "provider"),
+)
+
+spoke_plans = Table(
+    "spoke_plans",
+    metadata,
+    Column("provider", LargeBinary(20), primary_key=True),
+    Column("planned_at", BigInteger, nullable=False),
+    Column("from_block", BigInteger, nullable=False),
+    Column("amount", MoneyType(), nullable=False),
+    Column("expires_at", BigInteger, nullable=False),
+)
+"""A channel that is about to be opened, written before its transaction is made: a restart finds it and opens no second one."""
+
+reputations = Table(
+    "reputations",
+    metadata,
+    Column("provider", LargeBinary(20), primary_key=True),
+    Column("kept", Float, nullable=False),
+    Column("broken", Float, nullable=False),
+    Column("updated_at", BigInteger, nullable=False),
+    Column("jailed_until", BigInteger, nullable=False),
+    Column("rejections", Integer, nullable=False),
+)
+
+guard = guard_table(metadata)
