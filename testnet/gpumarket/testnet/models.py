@@ -1,0 +1,86 @@
+"""The testnet's models: the real all-MiniLM-L6-v2 and a small Llama with random weights, in one content-addressed store.
+
+The small Llama is made once per user in a process of its own (it needs torch; this process must not load it) and kept in the cache folder.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from gpumarket.core.errors import EngineFailed
+from gpumarket.core.terms import ModelManifest, Task
+from gpumarket.testnet.plan import MINILM, TINY_LLAMA
+from gpumarket.testnet.processes import clean_environment
+
+TINY_LLAMA_VERSION = "1"
+"""Part of the cache folder's name; raise it when the recipe changes."""
+
+
+def cache_folder() -> Path:
+    """Where this user's downloads and made models are kept ($XDG_CACHE_HOME/gpumarket)."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "gpumarket"
+
+
+async def fill_store(root: Path, names: frozenset[str], report: Callable[[str], None]) -> dict[str, ModelManifest]:
+    """Put the named models into the store at `root` (a no-op for those that are there). Manifests by name."""
+    folders = {}
+    if MINILM in names:
+        from gpumarket.node.models.minilm import minilm_path
+
+        folders[MINILM] = minilm_path()
+    if TINY_LLAMA in names:
+        folders[TINY_LLAMA] = await tiny_llama(report)
+    return await asyncio.to_thread(_add_all, root, folders)
+
+
+async def tiny_llama(report: Callable[[str], None]) -> Path:
+    """The folder of the small Llama, made when it is not in the cache yet. Raises EngineFailed."""
+    folder = cache_folder() / f"tiny-llama-{TINY_LLAMA_VERSION}"
+    if folder.is_dir():
+        return folder
+    report("making a small Llama (once)")
+    draft = folder.with_name(f"{folder.name}.{os.getpid()}")
+    draft.parent.mkdir(parents=True, exist_ok=True)
+    process = await asyncio.create_subprocess_exec(
+        sys.executable,
+        "-m",
+        "gpumarket.node.models.tiny_llama",
+        str(draft),
+        env=clean_environment(),
+        stdout=asyncio.subprocess.DEVNULL,
+        stderr=asyncio.subprocess.PIPE,
+    )
+    try:
+        _, errors = await process.communicate()
+    except asyncio.CancelledError:
+        process.kill()
+        raise
+    if process.returncode != 0:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise EngineFailed(f"the small Llama could not be made: {errors.decode(errors='replace')[-500:]}", hint="gpumarket doctor")
+    try:
+        draft.rename(folder)
+    except OSError:  # another testnet made it meanwhile: same recipe, same bytes
+        shutil.rmtree(draft)
+    return folder
+
+
+def _add_all(root: Path, folders: dict[str, Path]) -> dict[str, ModelManifest]:
+    from gpumarket.node.models.store import ModelStore
+
+    store = ModelStore(root)
+    manifests = {}
+    if MINILM in folders:
+        manifests[MINILM] = store.add(folders[MINILM], MINILM, task=Task.EMBED, dtype="float32", licence="Apache-2.0", max_input_tokens=256)
+    if TINY_LLAMA in folders:
+        manifests[TINY_LLAMA] = store.add(
+            folders[TINY_LLAMA], TINY_LLAMA, task=Task.GENERATE, dtype="float32", licence="Apache-2.0", max_input_tokens=512
+        )
+    for manifest in manifests.values():
+        store.set_alias(manifest.name, manifest.digest)
+    return manifests

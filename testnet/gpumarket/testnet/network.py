@@ -1,0 +1,211 @@
+"""One market on one machine: chain, contracts, scheduler and providers, started side by side and ended together.
+
+A folder that was up before comes up again with its chain, keys and money. What lies where: `gpumarket.testnet.folder`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+from gpumarket.contracts.deploy import AddressBook
+from gpumarket.core.signing import LocalKey
+from gpumarket.core.terms import ModelManifest
+from gpumarket.core.units import hex0x
+from gpumarket.sdk.lock import LockedModel, write_entry
+from gpumarket.testnet import chain, keys, settings_file
+from gpumarket.testnet.anvil import Anvil
+from gpumarket.testnet.folder import Folder
+from gpumarket.testnet.models import fill_store
+from gpumarket.testnet.plan import ModelPlan, Plan, ProviderPlan
+from gpumarket.testnet.ports import free_port
+from gpumarket.testnet.processes import Mark, Processes, mark_of
+
+READY_SECONDS = 120.0
+"""Longest wait for a role: eight processes on two cores with a cold disk need most of a minute."""
+P2P_IDENTITY = "p2p.key"
+"""Name of the p2p identity file in a daemon's state folder."""
+SCHEDULER = "scheduler"
+CLIENT = "client"
+
+
+class Network:
+    """A testnet of `plan` in `folder`: `up`, then `down`; also an async context manager. `report` gets progress for people."""
+
+    def __init__(self, folder: Path, plan: Plan, report: Callable[[str], None] = lambda _: None) -> None:
+        self.folder = Folder.at(folder)
+        self.plan = plan
+        self.report = report
+        self.wallets: dict[str, LocalKey] = {}
+        self.models: dict[str, ModelManifest] = {}
+        self.ready: dict[str, dict[str, Any]] = {}
+        """Each role's ready file, by name."""
+        self._anvil: Anvil | None = None
+        self._chain_stack = ExitStack()
+        self._processes: Processes | None = None
+
+    async def __aenter__(self) -> Network:
+        try:
+            await self.up()
+        except BaseException:
+            await self.down()
+            raise
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.down()
+
+    @property
+    def anvil(self) -> Anvil:
+        """The chain's process; only while it is up."""
+        assert self._anvil is not None
+        return self._anvil
+
+    @property
+    def processes(self) -> Processes:
+        """The roles; only while they are up."""
+        assert self._processes is not None
+        return self._processes
+
+    @property
+    def client_config(self) -> Path:
+        """Settings file of the client."""
+        return self.folder.config(CLIENT)
+
+    def names(self) -> list[str]:
+        """The roles that run as processes, scheduler first."""
+        return [SCHEDULER, *(provider.name for provider in self.plan.providers)]
+
+    async def up(self) -> None:
+        """Start everything and wait until every role says that it is ready."""
+        self.folder.create()
+        self._processes = Processes(self.folder.logs)
+        self.report("starting the chain, preparing models and keys")
+        self._start_chain()
+        sold = frozenset(model.name for provider in self.plan.providers for model in provider.models)
+        models = asyncio.create_task(fill_store(self.folder.store, sold, self.report))
+        try:
+            await asyncio.to_thread(self._open_wallets)
+            book = await chain.prepare(self.anvil.url, self.folder.book, [key.address for key in self.wallets.values()])
+            self.models = await models
+        finally:
+            models.cancel()
+        self._write_settings(book)
+        self.report(f"starting {len(self.names())} roles")
+        for name in self.names():
+            self.start_role(name)
+        await asyncio.gather(*(self.wait_ready(name) for name in self.names()))
+        self.folder.write_manifest(self._describe(book))
+
+    async def down(self) -> None:
+        """End every role, then the chain. Safe to call twice and after a failed `up`."""
+        if self._processes is not None:
+            await self._processes.stop()
+        self._chain_stack.close()
+        self._anvil = None
+        self.folder.manifest.unlink(missing_ok=True)
+        if self.folder.root.is_dir():
+            self.folder.write_marks([])
+
+    def start_role(self, name: str) -> None:
+        """Start (again) one role with the settings it has."""
+        (self.folder.state(name) / "ready.json").unlink(missing_ok=True)
+        self.processes.spawn(name, self._command(name))
+        self._write_marks()
+
+    async def wait_ready(self, name: str) -> dict[str, Any]:
+        """Wait for one role. Raises RoleFailed with its last log lines."""
+        document = await self.processes.ready(name, self.folder.state(name) / "ready.json", seconds=READY_SECONDS)
+        self.ready[name] = document
+        self.report(f"{name} is ready at {document.get('endpoint', '')}")
+        return document
+
+    def restart_chain(self) -> None:
+        """Start the chain again from its state, on its port, after it was ended or killed."""
+        self.anvil.restart()
+        self._write_marks()
+
+    def _start_chain(self) -> None:
+        self._anvil = self._chain_stack.enter_context(Anvil.start(state=self.folder.chain_state))
+        self._write_marks()
+
+    def _open_wallets(self) -> None:
+        for name in [*self.names(), CLIENT]:
+            self.wallets[name], _, _ = keys.wallet(self.folder.keys, name)
+
+    def _command(self, name: str) -> Sequence[str]:
+        config = ["--config", str(self.folder.config(name))]
+        if name == SCHEDULER:
+            return [sys.executable, "-m", "gpumarket.cli.main", "scheduler", "start", *config]
+        cheat = self._provider(name).cheat
+        if cheat:
+            return [sys.executable, "-m", "gpumarket.testnet.cheaters", cheat, *config]
+        return [sys.executable, "-m", "gpumarket.cli.main", "provider", "start", *config]
+
+    def _provider(self, name: str) -> ProviderPlan:
+        return next(provider for provider in self.plan.providers if provider.name == name)
+
+    def _write_settings(self, book: AddressBook) -> None:
+        port = free_port()
+        meeting_point = f"/ip4/127.0.0.1/tcp/{port}/p2p/{keys.peer_id(self.folder.state(SCHEDULER) / P2P_IDENTITY)}"
+        chain_section = {"rpc_url": self.anvil.url, "address_book": self.folder.book, **self.plan.chain}
+        scheduler = {"p2p_listen": f"/ip4/127.0.0.1/tcp/{port}", **self._paths(SCHEDULER), **self.plan.scheduler}
+        settings_file.write(self.folder.config(SCHEDULER), {"scheduler": scheduler, "chain": chain_section})
+        for provider in self.plan.providers:
+            section = {
+                "model_store": self.folder.store,
+                "p2p_bootstrap": [meeting_point],
+                "models": [self._model_setting(model) for model in provider.models],
+                **self._paths(provider.name),
+                **provider.settings,
+            }
+            settings_file.write(self.folder.config(provider.name), {"provider": section, "chain": chain_section})
+        client = {"lock_file": self.folder.lock_file, "faucet": True, **self._paths(CLIENT), **self.plan.client}
+        settings_file.write(self.client_config, {"client": client, "chain": chain_section})
+        for name, manifest in self.models.items():
+            write_entry(self.folder.lock_file, LockedModel.of(name, manifest))
+
+    def _model_setting(self, model: ModelPlan) -> dict[str, Any]:
+        digest = hex0x(self.models[model.name].digest)
+        return {"model": digest, "prompt_price": model.prompt_price, "output_price": model.output_price, "warm": model.warm}
+
+    def _paths(self, name: str) -> dict[str, Any]:
+        folder = self.folder.keys
+        return {"state": self.folder.state(name), "key_file": folder / f"{name}.json", "password_file": folder / f"{name}.password"}
+
+    def _write_marks(self) -> None:
+        marks: list[Mark] = [mark_of("supervisor", os.getpid())]
+        marks += [role.mark for role in self.processes.roles.values()]
+        if self._anvil is not None:
+            marks.append(mark_of("anvil", self._anvil.pid))
+        self.folder.write_marks(marks)
+
+    def _describe(self, book: AddressBook) -> dict[str, Any]:
+        roles = [
+            {
+                "name": name,
+                "role": self.ready[name].get("role", ""),
+                "address": hex0x(self.wallets[name].address),
+                "endpoint": self.ready[name].get("endpoint", ""),
+                "pid": self.ready[name]["pid"],
+                "config": str(self.folder.config(name)),
+                "state": str(self.folder.state(name)),
+                "log": str(self.folder.logs / f"{name}.log"),
+            }
+            for name in self.names()
+        ]
+        return {
+            "folder": str(self.folder.root),
+            "supervisor": os.getpid(),
+            "rpc_url": self.anvil.url,
+            "chain_id": book.chain_id,
+            "contracts": {"token": book.token, "registry": book.registry, "channels": book.channels},
+            "roles": roles,
+            "models": {name: hex0x(manifest.digest) for name, manifest in self.models.items()},
+            "client": {"address": hex0x(self.wallets[CLIENT].address), "config": str(self.client_config)},
+        }
