@@ -10,7 +10,7 @@ Invariant: a vector does not depend on its batch, up to 1e-6. A slow reader stop
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -67,7 +67,7 @@ class EmbedEngine:
         self._encoder = await asyncio.to_thread(load_encoder_model, self._folder, self._compute_dtype)
         self._thread = ModelThread("embed", self._work, lambda: None)
 
-    async def embed(self, request: EmbedRequest) -> AsyncIterator[Vectors]:
+    async def embed(self, request: EmbedRequest) -> AsyncGenerator[Vectors, None]:
         """Vectors in input order, float32 [rows, dimensions] a batch. Busy when too many requests are open."""
         encoder, thread = self._running()
         encoder.check(request.inputs)
@@ -93,7 +93,7 @@ class EmbedEngine:
             del self._calls[key]
             thread.post(lambda: _forget(self._active, key))
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[Chunk]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         """This engine makes embeddings."""
         raise ProtocolError("this model makes embeddings and generates no text", hint="choose a model of task generate")
         yield Chunk(())
@@ -102,7 +102,7 @@ class EmbedEngine:
         """This engine makes embeddings; they are checked by computing them again."""
         raise ProtocolError("embeddings are not replayed", hint="embed the same inputs and compare")
 
-    async def stats(self) -> Mapping[str, object]:
+    async def stats(self) -> Mapping[str, int | str]:
         """Counters since the start, and what is open."""
         encoder, _ = self._running()
         return {

@@ -14,6 +14,7 @@ from typing import Any, Final
 import torch
 from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.cache_utils import DynamicCache, DynamicLayer
+from transformers.utils.logging import disable_progress_bar
 
 from gpumarket.core.errors import ConfigError, EngineFailed
 
@@ -85,6 +86,7 @@ def _load(kind: Any, folder: Path, compute_dtype: str) -> Any:
     # oneDNN reads this at its first use. Measured: a virtual machine that advertises AMX and faults on it ends the process with SIGILL in
     # the first bf16 product; the level below works everywhere and an owner who has AMX sets the variable himself.
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
+    disable_progress_bar()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         model, report = kind.from_pretrained(

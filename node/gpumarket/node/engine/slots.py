@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncIterator, Generator, Mapping, Sequence
+from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -93,12 +93,12 @@ class SlotEngine:
         )
         self._thread = ModelThread("slots", self._work, self._decoder.release)
 
-    async def embed(self, request: EmbedRequest) -> AsyncIterator[NDArray[np.float32]]:
+    async def embed(self, request: EmbedRequest) -> AsyncGenerator[NDArray[np.float32], None]:
         """This engine generates text."""
         raise ProtocolError("this model generates text and makes no embeddings", hint="choose a model of task embed")
         yield np.empty((0, 0), dtype=np.float32)
 
-    async def generate(self, request: GenerateRequest) -> AsyncIterator[Chunk]:
+    async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         """New tokens as they are drawn. Busy when rows and queue are full."""
         decoder, thread = self._running()
         decoder.check(request)
@@ -144,7 +144,7 @@ class SlotEngine:
         finally:
             self._replays_open -= 1
 
-    async def stats(self) -> Mapping[str, object]:
+    async def stats(self) -> Mapping[str, int | str]:
         """Counters since the start, and what runs now."""
         decoder, _ = self._running()
         return {
