@@ -18,8 +18,13 @@ from gpumarket.p2p.link import Link
 
 async def test_link_killed_process_comes_back_with_its_identity_port_offer_and_peers(tmp_path: Path) -> None:
     restarted: list[bool] = []
+
+    def note() -> None:
+        restarted.append(True)
+        raise ValueError("the daemon's callback failed")
+
     async with running_link(tmp_path, "hub") as hub:
-        link = Link(settings(tmp_path, "a", bootstrap=tuple(hub.addresses)), on_restart=lambda: restarted.append(True))
+        link = Link(settings(tmp_path, "a", bootstrap=tuple(hub.addresses)), on_restart=note)
         await link.start()
         try:
             mine, news = make_offer(wallet(1), 1), link.offers()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import socket
+import subprocess
 import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
 
 import pytest
-from p2p_net import hears, is_gone, knows, make_offer, running_link, settings, wallet
+from p2p_net import PATIENCE_SECONDS, hears, is_gone, knows, make_offer, running_link, settings, wallet
 
-from gpumarket.core.errors import ConfigError, KeyFileExposed, P2PUnavailable, PortInUse, ProtocolError, Unreachable
+from gpumarket.core.errors import ConfigError, KeyFileExposed, MissingExtra, P2PUnavailable, PortInUse, ProtocolError, Unreachable
 from gpumarket.p2p.link import Link
 
 NOBODY = "12D3KooWE1FJ6PePh2vcaLRPPFdpmwSp53yWZ71qBqtnidV98NVv"
@@ -66,6 +68,18 @@ async def test_link_dialling_nobody_or_nonsense_is_a_typed_error(tmp_path: Path)
             with pytest.raises(ConfigError, match="not a peer's address"):
                 await a.connect(nonsense)
         assert (await a.status())["up"] == 1
+
+
+async def test_link_without_libp2p_names_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(MissingExtra) as caught:
+        await Link(settings(tmp_path, "a")).start()
+    assert "gpumarket[p2p]" in caught.value.hint
+
+
+def test_link_import_brings_neither_libp2p_nor_trio() -> None:
+    code = "import sys, gpumarket.p2p.link; sys.exit(bool({'libp2p', 'trio', 'multiaddr'} & set(sys.modules)))"
+    assert subprocess.run([sys.executable, "-c", code], timeout=PATIENCE_SECONDS, check=False).returncode == 0
 
 
 async def test_link_exposed_identity_is_refused_at_start(tmp_path: Path) -> None:

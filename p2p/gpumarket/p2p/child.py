@@ -51,7 +51,7 @@ class Child:
     @classmethod
     async def start(cls, on_seen: Callable[[pb.SeenOffer], None]) -> Child:
         """Spawns the process. It does nothing before it is told `configure`. Raises P2PUnavailable."""
-        ours, theirs = socket.socketpair()
+        ours, theirs = socket.socketpair()  # OSError only when this process is out of descriptors
         try:
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-P", "-m", "gpumarket.p2p.host", "--fd", str(theirs.fileno())),

@@ -88,7 +88,7 @@ class SafePubsub(Pubsub):
             raw = await read_varint_prefixed_bytes_limited(stream, self.max_inbound_rpc_size)
             if not self._rpcs.allow(peer.to_bytes(), trio.current_time()):
                 await trio.sleep(_THROTTLE_SECONDS)  # 20 RPCs a second from here on: its own connection waits, nobody else's
-            await self._handle_rpc(peer, _parse_rpc(raw))
+            await self._handle_rpc(peer, parse_rpc(raw))
 
     async def _handle_rpc(self, peer: ID, rpc: rpc_pb2.RPC) -> None:
         if not maybe_consume_signed_record(rpc, self.host, peer):
@@ -158,8 +158,8 @@ def total_validator(accept: Callable[[bytes], bool], own: ID) -> Callable[[ID, A
     return validator
 
 
-def _parse_rpc(raw: bytes) -> rpc_pb2.RPC:
-    """Raises DecodeError or Misconduct."""
+def parse_rpc(raw: bytes) -> rpc_pb2.RPC:
+    """One RPC of a peer. Raises DecodeError, or Misconduct when it holds more than any honest one."""
     rpc = rpc_pb2.RPC()
     rpc.ParseFromString(raw)
     if len(rpc.publish) > MESSAGES_PER_RPC_MAX or len(rpc.subscriptions) > SUBSCRIPTIONS_PER_RPC_MAX:

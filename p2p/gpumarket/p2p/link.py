@@ -8,12 +8,13 @@ typed error. It must never import libp2p: a daemon without the process still has
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import logging
 import random
 import time
 from collections.abc import AsyncIterator, Callable
 
-from gpumarket.core.errors import GpumarketError, P2PUnavailable
+from gpumarket.core.errors import GpumarketError, MissingExtra, P2PUnavailable
 from gpumarket.core.ports import SystemRandom
 from gpumarket.p2p.child import Child
 from gpumarket.p2p.limits import Backoff
@@ -56,11 +57,14 @@ class Link:
         self._rng = random.Random(SystemRandom().token(16))  # noqa: S311  jitter only
 
     async def start(self) -> None:
-        """Up and listening, or raises why not: KeyFileExposed, ConfigError, PortInUse, or P2PUnavailable after the deadline."""
+        """Up and listening, or raises why not: MissingExtra, KeyFileExposed, ConfigError, PortInUse, P2PUnavailable after the deadline."""
         if self._supervisor is not None:
             raise RuntimeError("this link was started before")
+        if importlib.util.find_spec("libp2p") is None:
+            raise MissingExtra("p2p", "the p2p network")
         self._child = await self._launch()
         self._supervisor = asyncio.create_task(self._supervise(self._child), name="p2p supervisor")
+        self._supervisor.add_done_callback(self._supervision_ended)
 
     async def close(self) -> None:
         """Ends the process and every `offers()`. Safe to call twice."""
@@ -191,8 +195,20 @@ class Link:
             child, deaths = await self._relaunch(deaths)
             self._child = child
             self.restarts += 1
-            if self._on_restart is not None:
+            self._tell_restart()
+
+    def _tell_restart(self) -> None:
+        if self._on_restart is not None:
+            try:
                 self._on_restart()
+            except Exception:  # the daemon's own callback; supervision must not end with it
+                _log.exception("the callback on a p2p restart failed")
+
+    def _supervision_ended(self, task: asyncio.Task[None]) -> None:
+        """Ends by cancellation in `close`; anything else is our bug, and must be seen."""
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.last_error = f"supervision ended: {error!r}"
+            _log.critical("the p2p process is no longer supervised; restart the daemon", exc_info=error)
 
     async def _watch(self, child: Child) -> None:
         """Kills a process that runs but does not answer: a stopped or spinning one would never be restarted."""
@@ -211,10 +227,10 @@ class Link:
             await asyncio.sleep(_RESTART.delay_seconds(deaths, self._rng))
             try:
                 return await self._launch(), deaths
-            except GpumarketError as error:
+            except (GpumarketError, OSError) as error:
                 deaths += 1
-                self.last_error = error.message
-                _log.error("the p2p process does not come back (%s); trying again", error.message)
+                self.last_error = str(error)
+                _log.error("the p2p process does not come back (%s); trying again", error)
 
     def _seen(self, offer: pb.SeenOffer) -> None:
         if self._newest.rises(offer.provider, offer.sequence):

@@ -92,7 +92,7 @@ class SnapshotSync:
     async def _read_pages(self, peer: ID) -> None:
         epoch, since = self._cursors.get(peer, (b"", 0))
         for _ in range(_PAGES_MAX):
-            request = pb.SnapshotRequest(epoch=epoch, since=since).SerializeToString()
+            request = pb.SnapshotRequest(epoch=epoch, since=since, bytes_max=PAGE_BYTES_MAX).SerializeToString()
             raw = await self._exchange.send_request(peer, [SNAPSHOT_PROTOCOL], request, BytesCodec(), _CONFIG)
             page = pb.SnapshotPage.FromString(raw)
             await self._admit(page)
@@ -118,7 +118,8 @@ class SnapshotSync:
         except DecodeError as error:
             self._counters["snapshots_rejected"] += 1
             raise RequestResponseError("this is no snapshot request") from error
-        offers, revision, more = self._book.since(request.epoch, request.since, PAGE_BYTES_MAX, self._clock.now())
+        bytes_max = min(request.bytes_max, PAGE_BYTES_MAX)
+        offers, revision, more = self._book.since(request.epoch, request.since, bytes_max, self._clock.now())
         self._counters["snapshots_served"] += 1
         page = pb.SnapshotPage(epoch=self._book.epoch, revision=revision, more=more, signed_offers=offers)
         return page.SerializeToString()

@@ -482,19 +482,23 @@ class SnapshotRequest(_message.Message):
 
     EPOCH_FIELD_NUMBER: _builtins.int
     SINCE_FIELD_NUMBER: _builtins.int
+    BYTES_MAX_FIELD_NUMBER: _builtins.int
     epoch: _builtins.bytes
     """8 bytes, or empty on the first request"""
     since: _builtins.int
     """revision"""
+    bytes_max: _builtins.int
+    """offers in the page, bytes; positive. Never left out: libp2p's reader waits for ever for an empty message"""
     def __init__(
         self,
         *,
         epoch: _builtins.bytes = ...,
         since: _builtins.int = ...,
+        bytes_max: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["epoch", b"epoch", "since", b"since"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes_max", b"bytes_max", "epoch", b"epoch", "since", b"since"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
