@@ -13,20 +13,24 @@ import inspect
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Final
 
 from gpumarket.core.errors import GpumarketError
 from gpumarket.core.settings import ChainSettings, load
+from gpumarket.core.terms import ModelManifest, Task
+
+if TYPE_CHECKING:
+    from gpumarket.node.engine.base import Engine
 
 
-def lower_precision(*args: Any, **kwargs: Any) -> Any:
+def lower_precision(manifest: ModelManifest, folder: Path, slots: int) -> Engine:
     """Computes in bfloat16 what it sells as float32: half the memory, twice the speed (measured on a CPU), other numbers."""
-    from gpumarket.node.daemon import default_engine_factory
+    from gpumarket.node.engine.process import EngineProcess
 
-    return default_engine_factory(*args, **{**kwargs, "compute_dtype": "bfloat16"})
+    return EngineProcess("embed" if manifest.task is Task.EMBED else "slots", folder, compute_dtype="bfloat16")
 
 
-KINDS: dict[str, Callable[..., Any]] = {"lower-precision": lower_precision}
+KINDS: Final[dict[str, Callable[[ModelManifest, Path, int], Engine]]] = {"lower-precision": lower_precision}
 """Kind → engine factory."""
 
 
