@@ -1,7 +1,7 @@
 """Runs every benchmark and writes results.json (for programs) and RESULTS.md (for people).
 
-A benchmark is a file bench_*.py here with `run() -> list[dict]`, each dict {name, value, unit, compared_with}; it runs in a process of its own,
-so that no benchmark's threads or memory weigh on the next. `python benchmarks/run.py NAME...` runs some and keeps the other results.
+A benchmark is a file bench_*.py here with `run() -> list[dict]`, each dict {name, value, unit, compared_with}; it runs in a process of its
+own, so that no benchmark's threads or memory weigh on the next. `python benchmarks/run.py NAME...` runs some and keeps the other results.
 """
 
 from __future__ import annotations
@@ -106,9 +106,8 @@ def _readable(results: dict[str, Any]) -> str:
     for name, entry in sorted(results.items()):
         sign, bar = BARS.get(name, ("", ""))
         value = f"{entry['value']:,.4g}" if abs(entry["value"]) < 1000 else f"{entry['value']:,.0f}"
-        lines.append(
-            f"| {name} | {value} | {entry['unit']} | {sign} {bar} | {_verdict(name, entry['value'])} | {entry['compared_with']} | {entry['date']} |"
-        )
+        cells = (name, value, entry["unit"], f"{sign} {bar}", _verdict(name, entry["value"]), entry["compared_with"], entry["date"])
+        lines.append(f"| {' | '.join(cells)} |")
     lines += ["", "Machines: " + "; ".join(sorted({entry["machine"] for entry in results.values()})) + ".", ""]
     return "\n".join(lines)
 
