@@ -86,7 +86,7 @@ def _load(kind: Any, folder: Path, compute_dtype: str) -> Any:
     # oneDNN reads this at its first use. Measured: a virtual machine that advertises AMX and faults on it ends the process with SIGILL in
     # the first bf16 product; the level below works everywhere and an owner who has AMX sets the variable himself.
     os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
-    disable_progress_bar()
+    disable_progress_bar()  # type: ignore[no-untyped-call]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         model, report = kind.from_pretrained(

@@ -131,12 +131,13 @@ class EngineProcess:
         return gaps
 
     async def stats(self) -> Mapping[str, object]:
-        """The engine's numbers, and `sandbox`, `pid` and `starts` of its process."""
+        """The engine's numbers; of its process `pid`, `starts`, the tier in force as `sandbox` and its parts as `sandbox_…`."""
         child = self._up()
         answer = await _only(self._ask(frames.Stats))
         if not isinstance(answer, frames.Report):
             raise EngineFailed("the engine answered with the wrong kind of frame", hint="retry elsewhere")
-        return {**answer.values, "sandbox": dict(child.sandbox), "pid": child.process.pid, "starts": self._starts}
+        parts = {f"sandbox_{name}": value for name, value in child.sandbox.items() if name != "tier"}
+        return {**answer.values, "sandbox": child.sandbox.get("tier", "none"), **parts, "pid": child.process.pid, "starts": self._starts}
 
     async def close(self) -> None:
         """Kill the child; open calls fail."""

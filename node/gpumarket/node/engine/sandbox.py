@@ -42,7 +42,7 @@ def scrubbed_environment(parent: dict[str, str]) -> dict[str, str]:
 def enter(parent_pid: int) -> dict[str, bool | str]:
     """Give up rights, network and core files; die with the parent. Returns what is in force.
 
-    `tier` is "isolated" with no network and no capabilities, "process" without either. RuntimeError when the parent has gone already.
+    `tier` is "process+netns" when the process has no network, else "process". RuntimeError when the parent has gone already.
     """
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
@@ -59,8 +59,8 @@ def enter(parent_pid: int) -> dict[str, bool | str]:
     report["no_new_privileges"] = libc.prctl(_PR_GET_NO_NEW_PRIVS, 0, 0, 0, 0) == 1
     report["no_network"] = _leave_network(libc)
     report["no_capabilities"] = _drop_capabilities(libc)
-    if report["no_network"] and report["no_capabilities"]:
-        report["tier"] = "isolated"
+    if report["no_network"]:
+        report["tier"] = "process+netns"
     return report
 
 
