@@ -57,6 +57,7 @@ class Accounts:
         self._bills: dict[Hash, Bill] = {}
         self._vouchers: dict[Hash, HeldVoucher] = {}
         self._owed: dict[Hash, int] = {}
+        self._held: set[Hash] = set()
 
     # --- reading -------------------------------------------------------------------------------------------------------------
 
@@ -68,6 +69,11 @@ class Accounts:
     def bills(self) -> Mapping[Hash, Bill]:
         """Everything that is not settled, by lease hash."""
         return self._bills
+
+    @property
+    def fresh_bills(self) -> int:
+        """Bills that no scheduler has answered yet."""
+        return len(self._bills.keys() - self._held)
 
     @property
     def vouchers(self) -> Mapping[Hash, HeldVoucher]:
@@ -163,7 +169,9 @@ class Accounts:
 
     async def hold(self, bill: Bill, reason: str = "") -> None:
         """The scheduler holds the claim until the client reports."""
-        await self._settle(bill, HELD, bill.amount, reason, None)
+        if bill.lease_hash not in self._held:
+            await self._settle(bill, HELD, bill.amount, reason, None)
+            self._held.add(bill.lease_hash)
 
     async def settle(self, bill: Bill, state: str, amount: Money, reason: str, voucher: HeldVoucher | None) -> None:
         """A final answer with the voucher that came with it, in one transaction. `state` is OWED, REJECTED or CLOSED."""
@@ -172,6 +180,7 @@ class Accounts:
         standing = self.standing(bill.lease.scheduler)
         standing.unpaid.pop(bill.lease_hash, None)
         self._bills.pop(bill.lease_hash, None)
+        self._held.discard(bill.lease_hash)
 
     async def keep_voucher(self, voucher: HeldVoucher) -> None:
         """A voucher that was verified. A lower or equal one is no news and changes nothing."""
@@ -222,6 +231,8 @@ class Accounts:
         unsettled = select(attempts).where(attempts.c.state.in_((DUE, HELD)))
         for row in self.journal.read(lambda c: c.execute(unsettled).mappings().all()):
             self._count(_bill(row))
+            if row["state"] == HELD:
+                self._held.add(Hash(row["lease"]))
         return len(left)
 
     def _count(self, bill: Bill) -> None:

@@ -117,6 +117,11 @@ class Session:
         """This provider ends before the job does."""
         self._post(Broke("draining"))
 
+    def give_up(self, error: GpumarketError) -> None:
+        """The attempt could not be written down: it never was."""
+        self._place.leave()
+        self.outbox.put_nowait(error)
+
     # --- the task --------------------------------------------------------------------------------------------------------------
 
     async def run(self) -> None:
