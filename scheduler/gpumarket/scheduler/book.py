@@ -215,13 +215,25 @@ class Book:
             warm = sale.model in standing.warm or (standing.heartbeat == NEVER and sale.warm)
             line[Col.MERIT] = self.weights.merit(standing.reputation_low, standing.stake, warm)
 
-    def take(self, provider: Address, money: int) -> None:
-        """Reserve one place and `money` of the spoke and of the stake."""
-        self._move(provider, -1, -money)
+    def move_places(self, provider: Address, places: int) -> None:
+        """Take (negative) or give back reserved places. A provider whose offer went away is ignored."""
+        entry = self.entries.get(provider)
+        if entry is None:
+            return
+        entry.standing.free += places
+        for row in entry.rows:
+            self.table[row, Col.FREE] = entry.standing.free
 
-    def give_place(self, provider: Address) -> None:
-        """Give one reserved place back."""
-        self._move(provider, 1, 0)
+    def set_money(self, provider: Address, spoke_free: int, stake_room: int) -> None:
+        """What the provider's channel and stake still cover."""
+        entry = self.entries.get(provider)
+        if entry is None:
+            return
+        entry.standing.spoke_free, entry.standing.stake_room = spoke_free, stake_room
+        for row in entry.rows:
+            line = self.table[row]
+            line[Col.SPOKE_FREE] = spoke_free
+            line[Col.STAKE_ROOM] = stake_room
 
     def pool(self, model: Hash, gpu_class: str = "", region: str = "") -> Pool:
         """Rows that sell the model, of a class and in a region ("" is any)."""
@@ -235,20 +247,6 @@ class Book:
             if sale is not None and sale.model == model:
                 return row
         return None
-
-    def _move(self, provider: Address, places: int, money: int) -> None:
-        entry = self.entries.get(provider)
-        if entry is None:
-            return  # its offer went away meanwhile; the ledger holds the money side
-        standing = entry.standing
-        standing.free += places
-        standing.spoke_free += money
-        standing.stake_room += money
-        for row in entry.rows:
-            line = self.table[row]
-            line[Col.FREE] = standing.free
-            line[Col.SPOKE_FREE] = standing.spoke_free
-            line[Col.STAKE_ROOM] = standing.stake_room
 
     def _list(self, entry: Entry, sale: ModelOnSale) -> None:
         if not self._unused:

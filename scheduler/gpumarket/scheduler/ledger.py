@@ -12,9 +12,6 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any
-
-from sqlalchemy import Connection
 
 from gpumarket.core.errors import GpumarketError, JournalError, ProtocolError
 from gpumarket.core.signing import Domain, Signer
@@ -330,12 +327,6 @@ class Ledger:
         for answer in waiting:
             answer(error)
         return error
-
-    async def run_in_journal(self, work: Callable[[Connection], Any]) -> Any:
-        """A change of the tables that are not the ledger's own state (plans of channels)."""
-        if self.failure is not None:
-            raise self.failure
-        return await self._journal.transact(work)
 
 
 def _move_hub(state: ReceivedChannel, move: Move) -> ReceivedChannel:

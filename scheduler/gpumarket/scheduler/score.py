@@ -51,10 +51,8 @@ def stake_part(stake: int) -> float:
 
 def price_part(cost: NDArray[np.float64]) -> NDArray[np.float64]:
     """Cost of the cheapest over each cost; where something is free, only the free ones get 1."""
-    cheapest: np.float64 = np.minimum.reduce(cost)
-    if cheapest > 0.0:
-        return np.divide(cheapest, cost)
-    return (cost == 0.0).astype(np.float64)
+    cheapest = float(np.minimum.reduce(cost))
+    return cheapest / cost if cheapest > 0.0 else (cost == 0.0).astype(np.float64)
 
 
 def latency_part(seconds: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, LargeBinary, MetaData, String, Table
 
+from gpumarket.settlement.chain.outbox import sender_tables
 from gpumarket.settlement.guard import guard_table
 from gpumarket.settlement.journal import MoneyType
 
@@ -93,17 +94,6 @@ spokes = Table(
     Index("spokes_provider", "provider"),
 )
 
-spoke_plans = Table(
-    "spoke_plans",
-    metadata,
-    Column("provider", LargeBinary(20), primary_key=True),
-    Column("planned_at", BigInteger, nullable=False),
-    Column("from_block", BigInteger, nullable=False),
-    Column("amount", MoneyType(), nullable=False),
-    Column("expires_at", BigInteger, nullable=False),
-)
-"""A channel that is about to be opened, written before its transaction is made: a restart finds it and opens no second one."""
-
 reputations = Table(
     "reputations",
     metadata,
@@ -116,3 +106,4 @@ reputations = Table(
 )
 
 guard = guard_table(metadata)
+transactions = sender_tables(metadata)

@@ -1,0 +1,251 @@
+"""Claims, retries, reports, closes: what happens to a job after its lease. Each step commits before it answers.
+
+Must never: pay an attempt twice or above its lease, reject on a client's word without evidence that is recomputed here, recall a voucher.
+"""
+
+from __future__ import annotations
+
+import heapq
+
+from gpumarket.core.codec import open_ack, open_lease, open_receipt, voucher_proto
+from gpumarket.core.errors import BadSignature, ProtocolError
+from gpumarket.core.ports import Clock
+from gpumarket.core.signing import Domain, Signer
+from gpumarket.core.terms import Ack, Receipt, Voucher
+from gpumarket.core.units import Address, Hash, Money, money_bytes
+from gpumarket.scheduler import answers, lifecycle
+from gpumarket.scheduler.channels import Channels
+from gpumarket.scheduler.desk import Desk
+from gpumarket.scheduler.ledger import Ledger
+from gpumarket.scheduler.lifecycle import Attempt, AttemptState, Change, Job
+from gpumarket.scheduler.presence import Presence
+from gpumarket.scheduler.reports import judge_report
+from gpumarket.scheduler.settings import SchedulerSettings
+from gpumarket.settlement.chain.view import ChainView
+from gpumarket.settlement.verification import Verdict
+from gpumarket.settlement.vouchers import sign_close
+from gpumarket.v1 import market_pb2 as pb
+from gpumarket.v1 import terms_pb2
+
+_CLAIM_STATES = {
+    AttemptState.HELD: pb.CLAIM_STATE_HELD,
+    AttemptState.OWED: pb.CLAIM_STATE_OWED,
+    AttemptState.REJECTED: pb.CLAIM_STATE_REJECTED,
+    AttemptState.CLOSED: pb.CLAIM_STATE_CLOSED,
+    AttemptState.EXPIRED: pb.CLAIM_STATE_CLOSED,
+}
+_ENDED = frozenset(_CLAIM_STATES) - {AttemptState.HELD}
+FORGET_SECONDS = 600
+"""Finished jobs stay in memory this long past their deadline, for repeated reports and claims."""
+
+
+class Billing:
+    """The ledger's events from outside and from time."""
+
+    def __init__(
+        self,
+        settings: SchedulerSettings,
+        signer: Signer,
+        domain: Domain,
+        channels_domain: Domain,
+        clock: Clock,
+        ledger: Ledger,
+        channels: Channels,
+        presence: Presence,
+        desk: Desk,
+        view: ChainView,
+    ) -> None:
+        self._settings, self._signer, self._clock, self._view = settings, signer, clock, view
+        self._domain, self._channels_domain = domain, channels_domain
+        self._ledger, self._channels, self._presence, self._desk = ledger, channels, presence, desk
+        self._timers: list[tuple[int, Hash]] = []
+
+    async def claim(self, caller: Address, request: pb.ClaimRequest) -> pb.ClaimReply:
+        """The provider's bill. Raises ProtocolError, BadSignature or FundsError."""
+        lease = open_lease(self._domain, request.lease)
+        if lease.scheduler != self._signer.address or lease.provider != caller:
+            raise ProtocolError("the claimed lease is not one between this scheduler and the caller")
+        job, number = self._ledger.find_lease(lease.struct_hash)
+        attempt = job.attempt(number)
+        if attempt.state in (AttemptState.OPEN, AttemptState.HELD):
+            receipt = open_receipt(self._domain, request.receipt, caller)
+            ack = open_ack(self._domain, request.last_ack, lease.client) if request.HasField("last_ack") else None
+            _check_bill(attempt, job, receipt, ack)
+            raw = request.receipt.SerializeToString(), request.last_ack.SerializeToString() if ack else b""
+            check_seconds = self._settings.check_seconds
+            self._apply(lifecycle.claim(job, number, receipt, ack, raw, self._clock.now(), check_seconds))
+        await self._ledger.commit()  # also for a repeated claim: its first answer may still be on its way to the disk
+        return self._claim_reply(lease.struct_hash)
+
+    async def retry(self, caller: Address, request: pb.RetryRequest) -> pb.MatchReply:
+        """Close the running attempt at the client's last ack, open the next. Raises ProtocolError, BadSignature or FundsError."""
+        job = self._own_job(caller, request.job)
+        number = request.attempt
+        if number < len(job.attempts):
+            await self._ledger.commit()
+            return self._desk.granted(0, job, len(job.attempts))
+        attempt = job.attempt(number)
+        ack = open_ack(self._domain, request.last_ack, job.spec.client) if request.HasField("last_ack") else None
+        _check_ack(attempt, ack)
+        lifecycle.may_retry(job, number)
+        units, chain = lifecycle.next_prefix(job, number, ack, request.reason)
+        raw_ack = request.last_ack.SerializeToString() if ack else b""
+        change = lifecycle.close(job, number, ack, raw_ack, request.reason, self._clock.now(), self._settings.check_seconds)
+        job = self._apply(change)
+        if self._clock.now() >= job.spec.deadline:
+            await self._ledger.commit()
+            raise ProtocolError("the job's deadline is over", hint="order it again under a new job id")
+        if units >= job.spec.max_output_units:
+            await self._ledger.commit()
+            raise ProtocolError("everything the job allows was delivered; there is nothing left to do elsewhere")
+        answer = self._desk.again(job, units, chain, attempt.lease.provider)
+        self._schedule(self._ledger.jobs[job.key])
+        await self._ledger.commit()
+        return answer
+
+    async def report(self, caller: Address, request: pb.ReportRequest) -> pb.JobStatus:
+        """The client's word, and for a rejection its evidence. Raises ProtocolError, BadSignature or VerificationError."""
+        job = self._own_job(caller, request.job)
+        number, verdict = request.attempt, request.verdict
+        job.attempt(number)
+        if verdict in (Verdict.ACCEPTED, Verdict.GREY):
+            self._apply(lifecycle.accept(job, number))
+        elif verdict == Verdict.REJECTED:
+            decision = judge_report(self._domain, job, number, request, self._owner)
+            if decision.verdict is Verdict.REJECTED:
+                self._apply(lifecycle.reject(job, number, decision.reason[:200]))
+            elif decision.verdict is Verdict.GREY:
+                self._apply(lifecycle.suspect(job, number, self._clock.now() + self._settings.check_seconds))
+            else:
+                raise ProtocolError(f"the evidence does not reject attempt {number}: {decision.reason}")
+        else:
+            raise ProtocolError("a report without a verdict")
+        await self._ledger.commit()
+        return answers.job_status(self._found(job.key))
+
+    async def status(self, caller: Address, key: Hash) -> pb.JobStatus:
+        """A job, for its client and its providers."""
+        job = self._ledger.find(key)
+        if job is None or caller not in (job.spec.client, *(a.lease.provider for a in job.attempts)):
+            raise ProtocolError(f"job 0x{key.hex()} is not one of the caller's")
+        return answers.job_status(job)
+
+    async def account(self, caller: Address, channel: Hash) -> pb.Account:
+        """A channel, for its client."""
+        hub = self._channels.hub(channel)
+        if caller not in (hub.payer, hub.state.signer):
+            raise ProtocolError("the channel is not the caller's")
+        return answers.account(hub.state)
+
+    async def deposit(self, voucher: terms_pb2.SignedVoucher) -> pb.Account:
+        """Take a voucher; it is durable when this returns."""
+        hub = self._channels.receive(voucher)
+        await self._ledger.commit()
+        return answers.account(hub.state)
+
+    async def close_channel(self, caller: Address, channel: Hash) -> terms_pb2.SignedClose:
+        """Consent to the close of a client's channel at what was used. Raises ProtocolError while something is open or held."""
+        hub = self._ledger.hubs.get(channel) or self._channels.hub(channel)
+        if caller not in (hub.payer, hub.state.signer):
+            raise ProtocolError("the channel is not the caller's")
+        if hub.state.open or hub.state.held:
+            raise ProtocolError(
+                "attempts are still open or held on this channel", hint="wait for them: a minute for checks, the deadline for the rest"
+            )
+        self._ledger.mark_close_signed(channel)
+        await self._ledger.commit()
+        amount = max(hub.state.used, hub.state.redeemed)
+        signature = sign_close(self._signer, self._channels_domain, channel, amount)
+        return terms_pb2.SignedClose(channel=channel, cumulative=money_bytes(amount), signature=signature)
+
+    def voucher(self, channel: Hash) -> terms_pb2.SignedVoucher | None:
+        """The newest voucher of a spoke that may leave."""
+        cumulative, signature = self._ledger.voucher(channel)
+        return voucher_proto(Voucher(channel, Money(cumulative)), signature) if cumulative else None
+
+    # --- time ----------------------------------------------------------------------------------------------------------------
+
+    def recover(self) -> None:
+        """Set the timers of the jobs that a restart found."""
+        for job in self._ledger.jobs.values():
+            self._schedule(job)
+
+    async def tick(self) -> None:
+        """Carry out what is due: ends of holds, of deadlines, of reservations."""
+        now = self._clock.now()
+        self._presence.lapse()
+        changed = False
+        while self._timers and self._timers[0][0] <= now:
+            job = self._ledger.jobs.get(heapq.heappop(self._timers)[1])
+            if job is not None:
+                changed |= self._apply(lifecycle.due(job, now, self._settings.claim_grace_seconds)) is not job
+        if changed:
+            await self._ledger.commit()
+        self._ledger.forget(now - FORGET_SECONDS)
+
+    def placed(self, job: Job) -> None:
+        """A job was ordered."""
+        self._schedule(job)
+
+    # --- inside --------------------------------------------------------------------------------------------------------------
+
+    def _apply(self, change: Change) -> Job:
+        before = self._ledger.jobs.get(change[0].key)
+        job = self._ledger.apply(change, self._clock.now())
+        for attempt in job.attempts:
+            old = before.attempts[attempt.lease.attempt - 1] if before else None
+            if old is not None and old.state is attempt.state:
+                continue
+            if attempt.state is not AttemptState.OPEN:
+                self._presence.release(attempt.hash)
+            if attempt.state in _ENDED:
+                self._ledger.after_commit(lambda error, a=attempt: self._tell(a) if error is None else None)  # type: ignore[misc]
+        if job is not before:
+            self._schedule(job)
+        return job
+
+    def _tell(self, attempt: Attempt) -> None:
+        self._presence.settled(attempt.lease.provider, attempt.hash)
+
+    def _schedule(self, job: Job) -> None:
+        when = lifecycle.next_due(job, self._settings.claim_grace_seconds)
+        if when:
+            heapq.heappush(self._timers, (when, job.key))
+
+    def _claim_reply(self, lease: Hash) -> pb.ClaimReply:
+        job, number = self._ledger.find_lease(lease)
+        attempt = job.attempt(number)
+        return pb.ClaimReply(
+            state=_CLAIM_STATES[attempt.state],
+            amount=money_bytes(attempt.amount),
+            voucher=self.voucher(attempt.lease.provider_channel),
+            reason=attempt.reason,
+        )
+
+    def _own_job(self, caller: Address, raw: bytes) -> Job:
+        job = self._ledger.find(Hash(raw)) if len(raw) == 32 else None
+        if job is None or job.spec.client != caller:
+            raise ProtocolError("the job is not one of the caller's in this ledger")
+        return job
+
+    def _found(self, key: Hash) -> Job:
+        job = self._ledger.find(key)
+        assert job is not None
+        return job
+
+    def _owner(self, provider: Address) -> Address:
+        node = self._view.nodes.get(provider)
+        if node is None:
+            raise ProtocolError(f"0x{provider.hex()} is not registered on chain; whose checks count must be")
+        return node.owner
+
+
+def _check_bill(attempt: Attempt, job: Job, receipt: Receipt, ack: Ack | None) -> None:
+    if receipt.lease != attempt.hash or receipt.request_hash != job.spec.request_hash:
+        raise ProtocolError("the receipt is of another lease or request")
+    _check_ack(attempt, ack)
+
+
+def _check_ack(attempt: Attempt, ack: Ack | None) -> None:
+    if ack is not None and ack.lease != attempt.hash:
+        raise BadSignature("the ack is of another lease")

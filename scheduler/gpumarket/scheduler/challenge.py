@@ -1,0 +1,109 @@
+"""The scheduler's side of a GPU proof: pose, time, check (arithmetic: gpumarket.settlement.gpu_proof).
+
+A proof says: whoever answers at the offer's TLS key computed this product in this time. It does not say whose GPU it was; a provider that
+rents the answers still has to rent them at every random repetition.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass
+from typing import Any
+
+import grpc.aio
+
+from gpumarket.core.codec import signed_call
+from gpumarket.core.errors import BadProof, GpumarketError, ProtocolError, Unreachable
+from gpumarket.core.ports import Clock, Random
+from gpumarket.core.rpc import from_rpc, pinned_channel
+from gpumarket.core.signing import Domain, Signer
+from gpumarket.core.units import Address, Hash
+from gpumarket.scheduler.settings import SchedulerSettings
+from gpumarket.settlement import gpu_proof
+from gpumarket.v1 import provider_pb2 as pb
+from gpumarket.v1 import provider_pb2_grpc as grpc_stubs
+from gpumarket.v1 import terms_pb2
+
+ROWS_OPENED = 16
+"""A tenth of the rows made up passes with (0.9)^16 = 18 %, half of them with 1.5e-5; repetitions do the rest."""
+CPU = "CPU"
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A proof that holds: at least `mflops`, transfer and hashing included, in `seconds` from seed to commitment."""
+
+    mflops: int
+    seconds: float
+
+
+class Challenger:
+    """Poses challenges, a few at a time."""
+
+    def __init__(self, signer: Signer, domain: Domain, clock: Clock, random: Random, settings: SchedulerSettings) -> None:
+        self._signer, self._domain, self._clock, self._random, self._settings = signer, domain, clock, random, settings
+        self._slots = asyncio.Semaphore(settings.challenges_at_once)
+
+    async def prove(self, offer: terms_pb2.OfferBody) -> Measured:
+        """Challenge every GPU of an offer in turn; the slowest rate counts. Raises BadProof, Unreachable or ProtocolError."""
+        async with self._slots:
+            try:
+                async with asyncio.timeout(self._settings.challenge_seconds * len(offer.gpus)), self._channel(offer) as channel:
+                    stub = grpc_stubs.ProviderStub(channel)
+                    measured = [await self._prove_one(stub, offer, gpu) for gpu in offer.gpus]
+            except TimeoutError as error:
+                raise BadProof(f"no answer to the GPU challenge within {self._settings.challenge_seconds:.0f} s") from error
+            except grpc.aio.AioRpcError as error:
+                raise from_rpc(error, f"the provider at {offer.endpoint}") from error
+        return min(measured, key=lambda m: m.mflops)
+
+    def _channel(self, offer: terms_pb2.OfferBody) -> Any:
+        return pinned_channel(offer.endpoint, offer.tls_key_hash)
+
+    async def _prove_one(self, stub: Any, offer: terms_pb2.OfferBody, gpu: terms_pb2.GpuClaim) -> Measured:
+        cpu = gpu.gpu_class == CPU
+        s = self._settings
+        size, repeats = (s.cpu_challenge_size, s.cpu_challenge_repeats) if cpu else (s.gpu_challenge_size, s.gpu_challenge_repeats)
+        seed, vector_seed = self._random.token(32), self._random.token(32)
+        rows = sorted({int.from_bytes(self._random.token(4), "little") % size for _ in range(ROWS_OPENED)})
+        call = stub.ProveGpu()
+        try:
+            started = self._clock.monotonic()
+            await call.write(pb.GpuChallenge(seed=self._seed(Address(offer.provider), seed, size, repeats, gpu.uuid)))
+            commitment = (await _answer(call, "commitment")).commitment
+            seconds = self._clock.monotonic() - started
+            if commitment.gpu_class != gpu.gpu_class:
+                raise BadProof(f"the offer says {gpu.gpu_class!r}, the proof was made on {commitment.gpu_class!r}")
+            await call.write(pb.GpuChallenge(opening=pb.GpuOpening(vector_seed=vector_seed, rows=rows)))
+            proof = (await _answer(call, "proof")).proof
+            await call.done_writing()
+        finally:
+            call.cancel()
+        opened = [gpu_proof.Row(row.index, row.values, tuple(row.path)) for row in proof.rows]
+        await asyncio.to_thread(gpu_proof.check, seed, size, repeats, commitment.root, vector_seed, rows, proof.product, opened)
+        return _rated(size, repeats, seconds, s.cpu_floor_mflops if cpu else s.gpu_floor_mflops)
+
+    def _seed(self, provider: Address, seed: bytes, size: int, repeats: int, uuid: str) -> pb.GpuSeed:
+        nonce = Hash(self._random.token(32))
+        empty = terms_pb2.TokenList()  # serializes to nothing: the call has no body
+        call = signed_call(self._signer, self._domain, "Provider/ProveGpu", empty, provider, self._clock.now(), nonce)
+        return pb.GpuSeed(seed=seed, size=size, uuid=uuid, repeats=repeats, call=call)
+
+
+async def _answer(call: Any, field: str) -> pb.GpuAnswer:
+    answer = await call.read()  # raises AioRpcError when the provider ended the call with an error
+    if not isinstance(answer, pb.GpuAnswer) or answer.WhichOneof("message") != field:
+        raise ProtocolError(f"the provider ended the GPU proof, or said something else, where its {field} belongs")
+    return answer
+
+
+def _rated(size: int, repeats: int, seconds: float, floor_mflops: int) -> Measured:
+    mflops = int(gpu_proof.operations(size, repeats) / max(seconds, 1e-6) / 1e6)
+    if mflops < floor_mflops:
+        raise BadProof(f"{mflops:,} MFLOP/s were measured, the class shows at least {floor_mflops:,}")
+    return Measured(mflops, seconds)
+
+
+def is_passing(error: GpumarketError) -> bool:
+    """Whether a failed challenge says nothing about the GPU (network), so that it is soon tried again."""
+    return isinstance(error, Unreachable) or error.retryable

@@ -1,0 +1,91 @@
+"""Why an order goes where it goes: each rejected provider's filter and numbers, the candidates' scores. Pure, never on the hot path."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from gpumarket.core.units import Address
+from gpumarket.scheduler import score
+from gpumarket.scheduler.book import Book, Col
+from gpumarket.scheduler.filters import Moment, Wanted, bounds, stages
+from gpumarket.scheduler.match import Candidates, draw
+
+REJECTED_MAX = 200
+"""Rejected providers told one by one; the counts cover all."""
+
+
+@dataclass(frozen=True, slots=True)
+class Scored:
+    """A candidate of the draw. `parts` are weighted; their sum is `total`."""
+
+    provider: Address
+    total: float
+    parts: dict[str, float]
+    chosen: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Turned:
+    """A provider that a filter removed."""
+
+    provider: Address
+    filter: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
+class Story:
+    """The whole answer. `considered` providers are in the book."""
+
+    considered: int
+    candidates: tuple[Scored, ...]
+    rejected: tuple[Turned, ...]
+    explored: bool
+
+
+def explain(book: Book, wanted: Wanted, seed: bytes, moment: Moment, explore_share: float) -> Story:
+    """The match of the same arguments, told."""
+    found = draw(book, wanted, seed, moment, explore_share)
+    candidates = tuple(_scored(book, wanted, found)) if found is not None else ()
+    return Story(len(book.entries), candidates, tuple(_rejected(book, wanted, moment)), found is not None and found.explored)
+
+
+def _scored(book: Book, wanted: Wanted, found: Candidates) -> list[Scored]:
+    weights = book.weights
+    seconds = found.table[:, Col.QUEUE_SECONDS] + found.table[:, Col.SECONDS_PER_UNIT] * (wanted.output_units or wanted.prompt_units)
+    price, latency = score.price_part(found.cost), score.latency_part(seconds)
+    seen: dict[int, Scored] = {}
+    for i, row in enumerate(found.rows.tolist()):
+        entry, sale = book.owners[row], book.sales[row]
+        assert entry is not None
+        assert sale is not None
+        standing = entry.standing
+        parts = {
+            "price": weights.price * float(price[i]),
+            "latency": weights.latency * float(latency[i]),
+            "reputation": weights.reputation * standing.reputation_low,
+            "stake": weights.stake * score.stake_part(standing.stake),
+            "warm": weights.warm * float(sale.model in standing.warm),
+        }
+        if row not in seen or i == found.chosen:
+            seen[row] = Scored(entry.advert.provider, float(found.total[i]), parts, i == found.chosen)
+    return sorted(seen.values(), key=lambda s: -s.total)
+
+
+def _rejected(book: Book, wanted: Wanted, moment: Moment) -> list[Turned]:
+    low, high = bounds(book, wanted, moment)
+    rows = book.pool(wanted.model).rows
+    sellers = {book.table[row, Col.PROVIDER] for row in rows}
+    told = [
+        Turned(provider, "model", "it does not sell the model") for provider in book.entries if book.labels.find(provider) not in sellers
+    ][:REJECTED_MAX]
+    alive = np.ones(len(rows), dtype=np.bool_)
+    for name, fails, text in stages(book, wanted, rows, low, high):
+        for i in (alive & fails).nonzero()[0][: max(0, REJECTED_MAX - len(told))].tolist():
+            entry = book.owners[int(rows[i])]
+            assert entry is not None
+            told.append(Turned(entry.advert.provider, name, text(i)))
+        alive &= ~fails
+    return told

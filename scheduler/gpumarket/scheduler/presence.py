@@ -1,0 +1,225 @@
+"""Who is here: one session per provider's heartbeat stream, its load, its proof, its reservations, and what it is told.
+
+This is the only writer of standings in the book. A provider is matchable when its offer is listed, its GPU proof holds, it has a spoke,
+and its last beat is recent; `notice` says which of these is missing, so that no owner wonders why no jobs come.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+from dataclasses import dataclass, field
+
+from gpumarket.core.ports import Clock
+from gpumarket.core.units import Address, Hash, format_money
+from gpumarket.scheduler.book import NEVER, Book
+from gpumarket.scheduler.channels import Channels
+from gpumarket.scheduler.ledger import Ledger, Spoke
+from gpumarket.scheduler.listings import Listings
+from gpumarket.scheduler.reputation import Reputation
+from gpumarket.settlement.chain.view import ChainView
+from gpumarket.settlement.verification.profiles import PROFILES
+from gpumarket.v1 import market_pb2 as pb
+
+RATING_STEP_PPM = 10_000
+"""Watchers hear of a reputation that moved by more than this."""
+
+
+@dataclass(slots=True)
+class Session:
+    """One heartbeat stream. `wake` is set when there is something new to tell."""
+
+    provider: Address
+    load: pb.Load = field(default_factory=pb.Load)
+    settled: list[Hash] = field(default_factory=list)
+    wake: asyncio.Event = field(default_factory=asyncio.Event)
+
+
+@dataclass(slots=True)
+class Proof:
+    """State of a provider's GPU proof. `key` is what was proven: its GPUs; another set needs another proof."""
+
+    key: bytes
+    holds: bool = False
+    mflops: int = 0
+    reason: str = "GPU proof pending"
+
+
+class Presence:
+    """Sessions, proofs and reservations."""
+
+    def __init__(
+        self,
+        book: Book,
+        listings: Listings,
+        ledger: Ledger,
+        channels: Channels,
+        view: ChainView,
+        clock: Clock,
+        *,
+        stake_factor: int,
+        reservation_seconds: float,
+    ) -> None:
+        self._book, self._listings, self._ledger, self._channels, self._view = book, listings, ledger, channels, view
+        self._clock, self._stake_factor, self._reservation_seconds = clock, stake_factor, reservation_seconds
+        self.sessions: dict[Address, Session] = {}
+        self.proofs: dict[Address, Proof] = {}
+        self._reserved: dict[Hash, tuple[Address, Hash]] = {}
+        self._pending: dict[Address, int] = {}
+        self._by_channel: dict[Hash, int] = {}
+        self._lapse: list[tuple[float, Hash]] = []
+        self._told_ppm: dict[Address, int] = {}
+        ledger.on_judged = self._judged
+        ledger.on_spoke = self._spoke_moved
+
+    # --- sessions ------------------------------------------------------------------------------------------------------------
+
+    def begin(self, provider: Address) -> Session:
+        """A new stream; an older one of the same provider is told nothing more."""
+        session = self.sessions[provider] = Session(provider)
+        return session
+
+    def end(self, session: Session) -> None:
+        """The stream is over: not matchable from now on."""
+        if self.sessions.get(session.provider) is not session:
+            return
+        del self.sessions[session.provider]
+        entry = self._book.entries.get(session.provider)
+        if entry is not None:
+            entry.standing.heartbeat = NEVER
+            self._book.refresh(session.provider)
+
+    def beat(self, session: Session, load: pb.Load) -> None:
+        """The provider's load, now."""
+        session.load = load
+        entry = self._book.entries.get(session.provider)
+        if entry is not None:
+            entry.standing.heartbeat = self._clock.monotonic()
+            self.restand(session.provider)
+
+    def restand(self, provider: Address) -> None:
+        """Compute a provider's standing anew and write it to the book."""
+        entry = self._book.entries.get(provider)
+        if entry is None:
+            return
+        standing, now = entry.standing, self._clock.now()
+        session = self.sessions.get(provider)
+        if session is not None:
+            load = session.load
+            standing.free = 0 if load.draining else load.free - self._pending.get(provider, 0)
+            standing.queued = load.queued
+            standing.warm = frozenset(Hash(m) for m in load.warm)
+        node = self._view.nodes.get(provider)
+        standing.stake = node.stake if node is not None else 0
+        proof = self.proofs.get(provider)
+        standing.proven = proof is not None and proof.holds
+        reputation = self._ledger.reputations.get(provider, Reputation())
+        standing.jailed_until = reputation.jailed_until
+        standing.reputation_ppm = reputation.mean_ppm(now)
+        standing.reputation_low = reputation.low(now)
+        standing.observations = reputation.observations(now)
+        spoke = self._channels.spoke(provider)
+        standing.spoke_expires = spoke.state.expires_at if spoke else 0
+        standing.spoke_free, standing.stake_room = self._room(provider, spoke)
+        self._book.refresh(provider)
+
+    # --- reservations --------------------------------------------------------------------------------------------------------
+
+    def reserve(self, lease: Hash, provider: Address, channel: Hash) -> None:
+        """Hold a place for a lease until the provider shows the job, or the reservation lapses."""
+        self._reserved[lease] = (provider, channel)
+        self._pending[provider] = self._pending.get(provider, 0) + 1
+        self._by_channel[channel] = self._by_channel.get(channel, 0) + 1
+        heapq.heappush(self._lapse, (self._clock.monotonic() + self._reservation_seconds, lease))
+        self._book.move_places(provider, -1)
+
+    def release(self, lease: Hash) -> None:
+        """The job showed itself, or never will."""
+        held = self._reserved.pop(lease, None)
+        if held is None:
+            return
+        provider, channel = held
+        _decrement(self._pending, provider)
+        _decrement(self._by_channel, channel)
+        self._book.move_places(provider, 1)
+
+    def reserved_on(self, channel: Hash) -> int:
+        """Places that one client's channel holds now."""
+        return self._by_channel.get(channel, 0)
+
+    def lapse(self) -> None:
+        """Free the places whose time is over."""
+        now = self._clock.monotonic()
+        while self._lapse and self._lapse[0][0] <= now:
+            self.release(heapq.heappop(self._lapse)[1])
+
+    # --- what providers are told ---------------------------------------------------------------------------------------------
+
+    def settled(self, provider: Address, lease: Hash) -> None:
+        """A claim became owed, rejected or closed."""
+        session = self.sessions.get(provider)
+        if session is not None:
+            session.settled.append(lease)
+            session.wake.set()
+
+    def wake(self, provider: Address) -> None:
+        """There is something new to tell."""
+        session = self.sessions.get(provider)
+        if session is not None:
+            session.wake.set()
+
+    def notice(self, provider: Address) -> str:
+        """Why the provider gets no jobs; empty when nothing stands in the way."""
+        unlisted = self._listings.why_unlisted(provider)
+        if unlisted:
+            return f"not listed: {unlisted}"
+        entry = self._book.entries[provider]
+        standing, now = entry.standing, self._clock.now()
+        proof = self.proofs.get(provider)
+        if proof is None or not proof.holds:
+            return proof.reason if proof is not None else "GPU proof pending"
+        spoke = self._channels.spoke(provider)
+        if spoke is None:
+            return "the channel that pays you is being opened on chain"
+        if standing.jailed_until > now:
+            return f"jailed for {standing.jailed_until - now} s more: work of yours was checked and rejected"
+        if standing.stake_room <= 0:
+            exposure = spoke.state.reserved
+            return f"stake {format_money(standing.stake)} is below {self._stake_factor} times the exposure of {format_money(exposure)}"
+        if standing.spoke_free <= 0:
+            return "your channel's deposit is reserved or paid out; it is being topped up"
+        if not any(sale.profile in PROFILES for sale in entry.advert.models):
+            return "none of your models names a verification profile that this scheduler can judge"
+        session = self.sessions.get(provider)
+        if session is not None and session.load.draining:
+            return "you are draining"
+        return ""
+
+    # --- inside --------------------------------------------------------------------------------------------------------------
+
+    def _room(self, provider: Address, spoke: Spoke | None) -> tuple[int, int]:
+        if spoke is None:
+            return 0, 0
+        node = self._view.nodes.get(provider)
+        stake = node.stake if node is not None else 0
+        return spoke.state.free, stake // self._stake_factor - spoke.state.reserved
+
+    def _spoke_moved(self, spoke: Spoke) -> None:
+        active = self._channels.spoke(spoke.provider)
+        self._book.set_money(spoke.provider, *self._room(spoke.provider, active))
+
+    def _judged(self, provider: Address, reputation: Reputation) -> None:
+        self.restand(provider)
+        ppm = reputation.mean_ppm(self._clock.now())
+        if abs(ppm - self._told_ppm.get(provider, 0)) >= RATING_STEP_PPM:
+            self._told_ppm[provider] = ppm
+            self._listings.touch(provider)
+
+
+def _decrement(counts: dict[Address, int] | dict[Hash, int], key: bytes) -> None:
+    table: dict[bytes, int] = counts  # type: ignore[assignment]
+    left = table.get(key, 0) - 1
+    if left > 0:
+        table[key] = left
+    else:
+        table.pop(key, None)
