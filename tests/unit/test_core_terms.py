@@ -20,6 +20,7 @@ VECTORS = Path(__file__).parents[1] / "vectors" / "typed_data.json"
 DOCUMENT = json.loads(VECTORS.read_text())
 KEY = LocalKey(bytes.fromhex(DOCUMENT["secret"][2:]))
 MARKET = market_domain(31337, Address(b"\x11" * 20))
+PLAIN = [pytest.param(v, id=v["term"]) for v in DOCUMENT["vectors"] if v["case"] == "plain"]
 CASES = [pytest.param(v, id=f"{v['term']}-{v['case']}") for v in DOCUMENT["vectors"]]
 
 
@@ -31,7 +32,7 @@ def build(vector: dict[str, Any]) -> terms.Term:
     """Our term from a vector's message."""
     cls: type[terms.Term] = getattr(terms, vector["term"])
     enums = dict(cls.ENUMS)
-    values = []
+    values: list[Any] = []
     for (name, word), text in zip(cls.WORDS, vector["message"].values(), strict=True):
         if word.solidity in ("bytes32", "address"):
             values.append(raw(text))
@@ -51,7 +52,7 @@ def domain_of(vector: dict[str, Any]) -> Domain:
 def test_term_golden_vector_is_reproduced_byte_for_byte(vector: dict[str, Any]) -> None:
     term, domain = build(vector), domain_of(vector)
     assert vector["type"] == term.TYPE
-    assert term.TYPE_HASH == raw(vector["typeHash"])
+    assert raw(vector["typeHash"]) == term.TYPE_HASH
     assert domain.separator == raw(vector["domainSeparator"])
     assert term.struct_hash == raw(vector["structHash"])
     assert domain.digest(term.struct_hash) == raw(vector["digest"])
@@ -79,7 +80,7 @@ def test_domains_of_market_and_channels_differ_even_at_one_address() -> None:
 # --- what a term refuses -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("vector", [c for c in CASES if c.id and c.id.endswith("plain")])
+@pytest.mark.parametrize("vector", PLAIN)
 def test_term_field_of_wrong_size_is_refused_with_its_name(vector: dict[str, Any]) -> None:
     term = build(vector)
     wrong = {"bytes32": b"\0" * 31, "address": b"\0" * 21, "bool": 1}
@@ -92,7 +93,7 @@ def test_term_field_of_wrong_size_is_refused_with_its_name(vector: dict[str, Any
                 dataclasses.replace(term, **{name: -1})  # type: ignore[type-var]
 
 
-@pytest.mark.parametrize("vector", [c for c in CASES if c.id and c.id.endswith("plain")])
+@pytest.mark.parametrize("vector", PLAIN)
 def test_term_any_changed_field_changes_the_struct_hash(vector: dict[str, Any]) -> None:
     term = build(vector)
     seen = {term.struct_hash}

@@ -53,7 +53,8 @@ def load(cls: type[S], *, file: Path | None = None, flags: Mapping[str, Any] | N
     except ValidationError as error:
         first = error.errors()[0]
         name = ".".join(str(part) for part in first["loc"]) or cls.section
-        raise ConfigError(f"setting {cls.section}.{name}: {first['msg']}", hint=_nearest(name, cls)) from error
+        hint = "" if name in cls.model_fields else _nearest(name, cls)
+        raise ConfigError(f"setting {cls.section}.{name}: {first['msg']}", hint=hint) from error
 
 
 def _from_file(cls: type[Settings], file: Path) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from decimal import Decimal, InvalidOperation
+from decimal import Context, Decimal, Inexact, InvalidOperation
 from typing import NewType
 
 Address = NewType("Address", bytes)
@@ -17,6 +17,8 @@ Seconds = NewType("Seconds", int)
 MONEY_MAX = 2**96 - 1
 TOKEN_DECIMALS = 18
 PER_MILLION = 1_000_000
+_EXACT = Context(prec=120, traps=[InvalidOperation, Inexact])
+"""uint96 has 29 digits, the default context 28: it would round money without a word."""
 ZERO_HASH = Hash(bytes(32))
 ZERO_ADDRESS = Address(bytes(20))
 
@@ -32,9 +34,14 @@ def parse_money(text: str, decimals: int = TOKEN_DECIMALS) -> Money:
         raise ValueError(f"{text!r} is not an amount; write it like 0.01") from None
     if not value.is_finite() or value < 0:
         raise ValueError(f"{text!r} is not an amount of money: it must be finite and not negative")
-    scaled = value.scaleb(decimals)
-    if scaled != scaled.to_integral_value():
+    if value and value.adjusted() + decimals > len(str(MONEY_MAX)):
+        raise ValueError(f"{text!r} is more than a channel can hold")
+    if value and value.adjusted() < -decimals - 1:
         raise ValueError(f"{text!r} has more than {decimals} decimal places")
+    try:
+        scaled = value.scaleb(decimals, _EXACT).to_integral_exact(context=_EXACT)
+    except (Inexact, InvalidOperation):
+        raise ValueError(f"{text!r} has more than {decimals} decimal places") from None
     if scaled > MONEY_MAX:
         raise ValueError(f"{text!r} is more than a channel can hold")
     return Money(int(scaled))
@@ -42,7 +49,7 @@ def parse_money(text: str, decimals: int = TOKEN_DECIMALS) -> Money:
 
 def format_money(amount: int, decimals: int = TOKEN_DECIMALS) -> str:
     """Decimal text of base units, exact, without trailing zeros."""
-    text = format(Decimal(amount).scaleb(-decimals), "f")
+    text = format(Decimal(amount).scaleb(-decimals, _EXACT), "f")
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
