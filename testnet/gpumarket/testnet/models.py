@@ -79,7 +79,7 @@ def _add_all(root: Path, folders: dict[str, Path]) -> dict[str, ModelManifest]:
         manifests[MINILM] = store.add(folders[MINILM], MINILM, task=Task.EMBED, dtype="float32", licence="Apache-2.0", max_input_tokens=256)
     if TINY_LLAMA in folders:
         manifests[TINY_LLAMA] = store.add(
-            folders[TINY_LLAMA], TINY_LLAMA, task=Task.GENERATE, dtype="float32", licence="Apache-2.0", max_input_tokens=512
+            folders[TINY_LLAMA], TINY_LLAMA, task=Task.GENERATE, dtype="float32", licence="Apache-2.0", max_input_tokens=1024
         )
     for manifest in manifests.values():
         store.set_alias(manifest.name, manifest.digest)
