@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import grpc.aio
@@ -74,15 +74,15 @@ class Claims:
         randomness: Random,
         *,
         retry_seconds_max: float,
-        on_voucher: Callable[[], None] = lambda: None,
     ) -> None:
         self._accounts, self._peers, self._signer = accounts, peers, signer
         self._domain, self._channels_domain, self._channels = domain, channels_domain, channels
         self._clock, self._random = clock, randomness
-        self._retry_seconds_max, self._on_voucher = retry_seconds_max, on_voucher
+        self._retry_seconds_max = retry_seconds_max
         self._tries: dict[Hash, _Try] = {}
         self._running: set[Hash] = set()
         self._wake = asyncio.Event()
+        self._moved = asyncio.Event()
 
     def poke(self, lease: Hash | None = None) -> None:
         """Something changed: try this bill (or look for new ones) at once."""
@@ -103,12 +103,21 @@ class Claims:
                 except TimeoutError:
                     continue
 
+    async def answered(self, seconds: float) -> None:
+        """Wait, at most so long, until every bill was answered once: held or final."""
+        try:
+            async with asyncio.timeout(seconds):
+                while self._accounts.fresh_bills:
+                    self._moved.clear()
+                    self.poke()
+                    await self._moved.wait()
+        except TimeoutError:
+            _log.warning("bills left for the next start", count=self._accounts.fresh_bills)
+
     async def take_voucher(self, message: terms.SignedVoucher) -> None:
         """A voucher that came unasked (heartbeat). Raises what is wrong with it."""
         voucher = check_voucher(message, self._channels, self._signer.address, self._channels_domain, self._clock.now())
-        if voucher.cumulative > self._accounts.vouchered(voucher.channel):
-            await self._accounts.keep_voucher(voucher)
-            self._on_voucher()
+        await self._accounts.keep_voucher(voucher)
 
     def _ready(self) -> list[Bill]:
         now = self._clock.monotonic()
@@ -136,6 +145,7 @@ class Claims:
         finally:
             self._running.discard(bill.lease_hash)
             self._wake.set()
+            self._moved.set()
 
     async def claim(self, bill: Bill) -> None:
         """One try. Raises what the scheduler or the way to it answered; what it settles is in the journal when this returns."""
@@ -174,8 +184,6 @@ class Claims:
                 paid=format_money(amount),
                 reason=reply.reason,
             )
-        if voucher is not None:
-            self._on_voucher()
 
     def _amount(self, bill: Bill, reply: pb.ClaimReply) -> Money:
         try:

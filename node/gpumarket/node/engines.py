@@ -51,7 +51,9 @@ class Seat:
 
     @property
     def free(self) -> int:
-        """Jobs that could start now."""
+        """Jobs that could start now; none while the engine may not be tried again."""
+        if not self.warm and self._not_before > self._clock.monotonic():
+            return 0
         return max(0, self.model.slots - self.running - self.waiting)
 
     def enter(self) -> Place:

@@ -80,7 +80,6 @@ class Surroundings:
     announce: Announce
     p2p_id: str
     on_journal_error: Callable[[JournalError], None]
-    on_voucher: Callable[[], None]
 
 
 class Provider:
@@ -157,10 +156,7 @@ class Provider:
 
     async def claim_rest(self, seconds: float) -> None:
         """Give the last bills a chance to be claimed before the process ends; the rest waits in the journal."""
-        self.claims.poke()
-        deadline = self._given.clock.monotonic() + seconds
-        while self.accounts.fresh_bills and self._given.clock.monotonic() < deadline:
-            await asyncio.sleep(0.05)
+        await self.claims.answered(seconds)
 
     async def close(self) -> None:
         if self._server is not None:
@@ -183,7 +179,6 @@ class Provider:
             given.clock,
             given.random,
             retry_seconds_max=self.settings.claim_retry_seconds_max,
-            on_voucher=given.on_voucher,
         )
 
     def _make_service(self) -> ProviderService:

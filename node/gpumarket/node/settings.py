@@ -113,8 +113,12 @@ class ProviderSettings(Settings):
 
     redeem_gas_share: float = 0.02
     """Redeem a channel when gas costs less than this share of what it brings."""
-    redeem_expiry_seconds: int = 24 * 3600
-    """Redeem whatever gas costs when a channel has less than this to live."""
+    gas_value: float = 1.0
+    """What one wei of gas money is worth in base units of the token: the exchange rate of the two, for that comparison."""
+    redeem_margin_seconds: int = 24 * 3600
+    """Redeem whatever gas costs (below the value) when a channel has less than this to live."""
+    redeem_exposure: str = ""
+    """Redeem when at least this much lies in vouchers, whatever gas costs; empty sets no limit."""
     redeem_seconds: float = 30.0
     """How often to look whether something is due."""
     redeem_at_exit: bool = False
@@ -126,9 +130,9 @@ class ProviderSettings(Settings):
         parse_money(value)
         return value
 
-    @field_validator("credit")
+    @field_validator("credit", "redeem_exposure")
     @classmethod
-    def _credit_is_money(cls, value: str) -> str:
+    def _may_be_money(cls, value: str) -> str:
         if value:
             parse_money(value)
         return value

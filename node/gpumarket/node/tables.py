@@ -8,7 +8,9 @@ from __future__ import annotations
 
 from sqlalchemy import BigInteger, Column, Index, LargeBinary, MetaData, String, Table, UniqueConstraint
 
+from gpumarket.settlement.chain import sender_tables
 from gpumarket.settlement.journal import MoneyType
+from gpumarket.settlement.redeemer import redemption_table
 
 metadata = MetaData()
 
@@ -68,5 +70,7 @@ facts = Table(
 OFFER_SEQUENCE = "offer_sequence"
 LISTEN_PORT = "listen_port"
 
+sender_tables(metadata)
+redemption_table(metadata)
 SCHEMA_VERSION = 1
 metadata.info["version"] = SCHEMA_VERSION

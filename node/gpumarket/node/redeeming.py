@@ -1,0 +1,173 @@
+"""Vouchers into tokens: by policy while the daemon runs, on request at any time, and from the journal alone when it does not.
+
+A running daemon is asked with SIGUSR1; it redeems all it has and writes `redeemed.json` beside its journal, where each redemption also
+stands in the table `redemptions`. Invariant: two processes never work on one journal; the state folder's lock decides which way it is.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+from gpumarket.core import keystore
+from gpumarket.core.daemon import StateFolder
+from gpumarket.core.errors import ConfigError, GpumarketError, Unreachable
+from gpumarket.core.ports import Clock, SystemClock
+from gpumarket.core.settings import ChainSettings
+from gpumarket.core.units import Address, Hash, format_money, hex0x, parse_money
+from gpumarket.node.accounts import Accounts, HeldVoucher
+from gpumarket.node.settings import ProviderSettings
+from gpumarket.node.tables import metadata
+from gpumarket.settlement.chain import Actions, ChainView, Follower, Sender, connect
+from gpumarket.settlement.channel import ReceivedChannel
+from gpumarket.settlement.journal import Journal
+from gpumarket.settlement.redeem import RedeemPolicy
+from gpumarket.settlement.redeemer import Redeemer, Redemption
+
+JOURNAL = "journal.db"
+READY = "ready.json"
+REDEEMED = "redeemed.json"
+
+
+def journal_url(state: Path) -> str:
+    """Database of a provider's journal."""
+    return f"sqlite:///{(state / JOURNAL).resolve()}"
+
+
+def make_redeemer(
+    settings: ProviderSettings,
+    actions: Actions,
+    journal: Journal,
+    vouchers: Callable[[], Iterable[HeldVoucher]],
+    view: ChainView,
+    clock: Clock,
+) -> Redeemer:
+    """The redeemer of this provider's channels."""
+    redeemed: dict[Hash, int] = {}
+
+    def note(redemption: Redemption) -> None:
+        redeemed[redemption.channel] = redeemed.get(redemption.channel, 0) + redemption.amount
+
+    def source() -> list[ReceivedChannel]:
+        return [c for c in (_received(v, view, redeemed.get(v.channel, 0)) for v in vouchers()) if c is not None]
+
+    def payer_of(channel: Hash) -> Address:
+        return view.channels[channel].payer
+
+    policy = RedeemPolicy(
+        gas_share_ppm=int(settings.redeem_gas_share * 1_000_000),
+        margin_seconds=settings.redeem_margin_seconds,
+        exposure_limit=parse_money(settings.redeem_exposure) if settings.redeem_exposure else 0,
+    )
+    redeemer = Redeemer(
+        actions,
+        journal,
+        source,
+        clock,
+        payer_of=payer_of,
+        policy=policy,
+        gas_value=settings.gas_value,
+        every_seconds=settings.redeem_seconds,
+        on_redeemed=note,
+    )
+    for redemption in redeemer.done():
+        note(redemption)
+    return redeemer
+
+
+async def redeem_offline(settings: ProviderSettings, chain_settings: ChainSettings) -> list[Redemption]:
+    """Redeem all that the journal holds. Raises StateLocked when the daemon runs: ask it with `ask_daemon` then."""
+    if not (settings.state / JOURNAL).exists():
+        raise ConfigError(f"there is no provider's journal in {settings.state}", hint="name the folder with --state")
+    with StateFolder(settings.state):
+        key = keystore.load(settings.key_file, keystore.read_password(settings.password_file))
+        journal = Journal(journal_url(settings.state), metadata)
+        journal.open()
+        try:
+            chain = await connect(chain_settings)
+            try:
+                view = ChainView()
+                await Follower(chain, view).sync()
+                accounts = Accounts(journal)
+                await accounts.load(key, chain.market_domain, SystemClock().now())
+                actions = Actions(chain, Sender(chain, key, journal))
+                return await make_redeemer(settings, actions, journal, accounts.vouchers.values, view, SystemClock()).redeem_now()
+            finally:
+                await chain.close()
+        finally:
+            await journal.close()
+
+
+def ask_daemon(state: Path, *, seconds: float = 120.0) -> list[dict[str, Any]]:
+    """Ask the running daemon to redeem everything; its redemptions {channel, payer, payee, amount, tx, gas}.
+
+    Raises ConfigError when none runs there, Unreachable when it does not answer in time, and the daemon's own error as Unreachable.
+    """
+    try:
+        pid = int(json.loads((state / READY).read_text())["pid"])
+        (state / REDEEMED).unlink(missing_ok=True)
+        os.kill(pid, signal.SIGUSR1)
+    except (FileNotFoundError, ProcessLookupError) as error:
+        raise ConfigError(f"no provider runs on {state}", hint="the journal can be redeemed without it: gpumarket wallet redeem") from error
+    deadline = time.monotonic() + seconds
+    while not (state / REDEEMED).exists():
+        if time.monotonic() > deadline:
+            raise Unreachable(f"provider {pid} did not redeem within {seconds:.0f} s", hint=f"see its log; it may still do it: {state}")
+        time.sleep(0.1)
+    answer: dict[str, Any] = json.loads((state / REDEEMED).read_text())
+    if answer["error"]:
+        raise Unreachable(f"the provider could not redeem: {answer['error']['message']}", hint=answer["error"]["hint"])
+    found: list[dict[str, Any]] = answer["redemptions"]
+    return found
+
+
+async def redeem_on_request(redeemer: Redeemer, state: Path) -> None:
+    """The daemon's answer to `ask_daemon`."""
+    found: list[Redemption] = []
+    failure: dict[str, object] | None = None
+    try:
+        found = await redeemer.redeem_now()
+    except GpumarketError as error:
+        failure = error.as_dict()
+    write_json(state / REDEEMED, {"redemptions": [as_line(r) for r in found], "error": failure})
+
+
+def as_line(redemption: Redemption) -> dict[str, Any]:
+    """A redemption for people and programs; money as decimal text."""
+    return {
+        "channel": hex0x(redemption.channel),
+        "payer": hex0x(redemption.payer),
+        "payee": hex0x(redemption.payee),
+        "amount": format_money(redemption.amount),
+        "tx": hex0x(redemption.tx),
+        "gas": redemption.gas,
+    }
+
+
+def write_json(path: Path, document: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    temporary = path.with_suffix(path.suffix + ".new")
+    temporary.write_text(json.dumps(document, indent=2) + "\n")
+    temporary.replace(path)
+
+
+def _received(voucher: HeldVoucher, view: ChainView, redeemed: int) -> ReceivedChannel | None:
+    channel = view.channels.get(voucher.channel)
+    if channel is None:
+        return None
+    return ReceivedChannel(
+        id=voucher.channel,
+        signer=channel.signer,
+        deposit=channel.deposit,
+        expires_at=channel.expires_at,
+        voucher=voucher.cumulative,
+        signature=voucher.signature,
+        redeemed=max(channel.claimed, redeemed),
+        closing=channel.closes_at,
+        closed=channel.closed,
+    )
