@@ -1,0 +1,97 @@
+"""A local chain with the market's contracts, for the settlement tests: blocks are mined when a test says so."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from eth_account import Account
+from sqlalchemy import MetaData
+from web3 import AsyncHTTPProvider, AsyncWeb3
+
+from gpumarket.contracts.deploy import AddressBook, deploy
+from gpumarket.core.settings import ChainSettings
+from gpumarket.core.signing import LocalKey
+from gpumarket.settlement.chain import Actions, Chain, Sender, connect, sender_tables
+from gpumarket.settlement.guard import guard_table
+from gpumarket.settlement.journal import Journal
+from gpumarket.settlement.redeemer import redemption_table
+from gpumarket.testnet.anvil import DEV_MNEMONIC, Anvil
+
+Account.enable_unaudited_hdwallet_features()
+CLOSE_WINDOW_SECONDS = 60
+UNBONDING_SECONDS = 60
+
+
+def account(index: int) -> LocalKey:
+    """The mnemonic's account; the first one deploys."""
+    return LocalKey(bytes(Account.from_mnemonic(DEV_MNEMONIC, account_path=f"m/44'/60'/0'/0/{index}").key))
+
+
+@dataclass(frozen=True)
+class LocalChain:
+    """An anvil that mines each transaction at once, with the contracts on it."""
+
+    anvil: Anvil
+    book_file: Path
+
+    def settings(self, *, confirmations: int = 0, poll_seconds: float = 0.02) -> ChainSettings:
+        return ChainSettings(rpc_url=self.anvil.url, address_book=self.book_file, confirmations=confirmations, poll_seconds=poll_seconds)
+
+    async def connect(self, *, confirmations: int = 0) -> Chain:
+        return await connect(self.settings(confirmations=confirmations))
+
+    def mine(self, blocks: int = 1) -> None:
+        self.anvil.rpc("anvil_mine", hex(blocks))
+
+    def now(self) -> int:
+        return int(self.anvil.rpc("eth_getBlockByNumber", "latest", False)["timestamp"], 16)
+
+    @contextmanager
+    def mining_stopped(self) -> Iterator[None]:
+        """Transactions wait until `mine`."""
+        self.anvil.rpc("evm_setAutomine", False)
+        try:
+            yield
+        finally:
+            self.anvil.rpc("evm_setAutomine", True)
+            self.mine()
+
+
+@contextmanager
+def local_chain(folder: Path) -> Iterator[LocalChain]:
+    with Anvil.start(block_time=None) as anvil:
+        book_file = folder / "contracts.json"
+        asyncio.run(_deploy(anvil.url)).save(book_file)
+        yield LocalChain(anvil, book_file)
+
+
+async def _deploy(url: str) -> AddressBook:
+    w3 = AsyncWeb3(AsyncHTTPProvider(url))
+    try:
+        deployer = Account.from_key(account(0).secret)
+        return await deploy(w3, deployer, unbonding_delay_s=UNBONDING_SECONDS, close_window_s=CLOSE_WINDOW_SECONDS)
+    finally:
+        await w3.provider.disconnect()
+
+
+def chain_journal(file: Path) -> Journal:
+    """An open journal with every table that the chain code uses."""
+    metadata = MetaData()
+    for add in (sender_tables, guard_table, redemption_table):
+        add(metadata)
+    journal = Journal(f"sqlite:///{file}", metadata)
+    journal.open()
+    return journal
+
+
+async def party(chain: Chain, key: LocalKey, journal: Journal) -> Actions:
+    """Actions of a funded account that has approved the contracts."""
+    actions = Actions(chain, Sender(chain, key, journal))
+    if not await actions.balance():
+        await actions.faucet()
+    await actions.approve()
+    return actions
