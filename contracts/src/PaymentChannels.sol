@@ -205,12 +205,12 @@ contract PaymentChannels is EIP712, ReentrancyGuardTransient {
                 continue;
             }
             if (owner != payee) {
-                if (sum != 0) credited[payee] += sum;
+                if (sum != 0) _credit(payee, sum);
                 (payee, sum) = (owner, 0);
             }
             sum += amount;
         }
-        if (sum != 0) credited[payee] += sum;
+        if (sum != 0) _credit(payee, sum);
     }
 
     /// @notice The signer itself advances many channels, without signatures: each payee is credited up to `cumulatives[i]`.
@@ -234,7 +234,7 @@ contract PaymentChannels is EIP712, ReentrancyGuardTransient {
                 emit ClaimSkipped(id, NothingToRedeem.selector);
                 continue;
             }
-            credited[payee] += _advance(channel_, id, payee, claimed, cumulative);
+            _credit(payee, _advance(channel_, id, payee, claimed, cumulative));
         }
     }
 
@@ -260,8 +260,7 @@ contract PaymentChannels is EIP712, ReentrancyGuardTransient {
         if (actual != payee) revert NotPayee(id, actual);
         if (cumulative > deposit) revert AboveDeposit(id, cumulative, deposit);
         if (cumulative > claimed) {
-            credited[payee] += cumulative - claimed;
-            emit Redeemed(id, payee, cumulative - claimed, cumulative);
+            _credit(payee, _advance(channel_, id, payee, claimed, cumulative));
             claimed = cumulative;
         }
         _close(id, deposit - claimed);
@@ -337,14 +336,23 @@ contract PaymentChannels is EIP712, ReentrancyGuardTransient {
         amount = _advance(channel_, id, payee, claimed, cumulative);
     }
 
-    /// Writes payee and claimed together: one slot, one store. The caller has checked claimed < cumulative <= deposit.
+    /// The caller has checked claimed < cumulative <= deposit.
     function _advance(Channel storage channel_, bytes32 id, address payee, uint96 claimed, uint96 cumulative)
         private
         returns (uint96 amount)
     {
-        amount = cumulative - claimed;
-        (channel_.payee, channel_.claimed) = (payee, cumulative);
+        unchecked {
+            amount = cumulative - claimed;
+        }
+        channel_.claimed = cumulative;
         emit Redeemed(id, payee, amount, cumulative);
+    }
+
+    /// Cannot wrap: every unit credited was deposited as a uint96, and 2^160 deposits do not happen.
+    function _credit(address payee, uint256 amount) private {
+        unchecked {
+            credited[payee] += amount;
+        }
     }
 
     function _close(bytes32 id, uint96 refund) private {
