@@ -59,6 +59,7 @@ class Billing:
         self._domain, self._channels_domain = domain, channels_domain
         self._ledger, self._channels, self._presence, self._desk = ledger, channels, presence, desk
         self._timers: list[tuple[int, Hash]] = []
+        desk.on_placed = self._schedule
 
     async def claim(self, caller: Address, request: pb.ClaimRequest) -> pb.ClaimReply:
         """The provider's bill. Raises ProtocolError, BadSignature or FundsError."""
@@ -99,14 +100,13 @@ class Billing:
             await self._ledger.commit()
             raise ProtocolError("everything the job allows was delivered; there is nothing left to do elsewhere")
         answer = self._desk.again(job, units, chain, attempt.lease.provider)
-        self._schedule(self._ledger.jobs[job.key])
         await self._ledger.commit()
         return answer
 
     async def report(self, caller: Address, request: pb.ReportRequest) -> pb.JobStatus:
         """The client's word, and for a rejection its evidence. Raises ProtocolError, BadSignature or VerificationError."""
         job = self._own_job(caller, request.job)
-        number, verdict = request.attempt, request.verdict
+        number, verdict = request.attempt, int(request.verdict)
         job.attempt(number)
         if verdict in (Verdict.ACCEPTED, Verdict.GREY):
             self._apply(lifecycle.accept(job, number))
@@ -182,10 +182,6 @@ class Billing:
         if changed:
             await self._ledger.commit()
         self._ledger.forget(now - FORGET_SECONDS)
-
-    def placed(self, job: Job) -> None:
-        """A job was ordered."""
-        self._schedule(job)
 
     # --- inside --------------------------------------------------------------------------------------------------------------
 

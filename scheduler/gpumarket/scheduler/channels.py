@@ -65,13 +65,15 @@ class Channels:
             self._ledger.put_hub(after)
         return hub
 
-    def adopt_spoke(self, channel: Hash, provider: Address, deposit: int, expires_at: int) -> Spoke:
-        """A channel that we have just opened. Its guard is written with it."""
-        spoke = self._ledger.spokes.get(channel)
-        if spoke is None:
-            spoke = self._ledger.spokes[channel] = Spoke(PaidChannel(channel, provider, deposit, expires_at), provider)
-            self._ledger.put_spoke(spoke.state)
-        return spoke
+    def adopt(self, channel: Hash, provider: Address, deposit: int, expires_at: int) -> None:
+        """A channel that we have just opened. Its guard is written with it; the chain's word on deposit and expiry wins."""
+        if channel in self._ledger.spokes:
+            return
+        chain = self._view.channels.get(channel)
+        if chain is not None:
+            deposit, expires_at = chain.deposit, chain.expires_at
+        spoke = self._ledger.spokes[channel] = Spoke(PaidChannel(channel, provider, deposit, expires_at), provider)
+        self._ledger.put_spoke(spoke.state)
 
     def spoke(self, provider: Address) -> Spoke | None:
         """The channel that new leases of a provider are paid from: open, not closing, the one that lives longest."""

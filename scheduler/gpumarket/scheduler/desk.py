@@ -55,6 +55,7 @@ class Desk:
         self._settings, self._signer, self._domain, self._clock = settings, signer, domain, clock
         self._book, self._listings, self._ledger = book, listings, ledger
         self._channels, self._presence = channels, presence
+        self.on_placed: Callable[[Job], None] = lambda job: None
         self.closed = False
         """Draining: no new orders."""
         self.orders = self.quotes = self.unmatched = 0
@@ -169,7 +170,7 @@ class Desk:
 
     def _place(self, job: Job, attempt: Attempt, spoke: Spoke) -> None:
         until = job.spec.deadline + self._settings.channel_margin_seconds
-        self._ledger.apply(lifecycle.grant(job, attempt, until), self._clock.now())
+        self.on_placed(self._ledger.apply(lifecycle.grant(job, attempt, until), self._clock.now()))
         self._presence.reserve(attempt.hash, spoke.provider, job.channel)
 
     def _attempt(self, job: Job, plan: Plan, listing: Listing, spoke: Spoke, prefix_units: int, prefix_hash: Hash) -> Attempt:

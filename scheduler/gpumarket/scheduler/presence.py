@@ -195,6 +195,10 @@ class Presence:
             return "you are draining"
         return ""
 
+    def rating_ppm(self, provider: Address) -> int:
+        """A provider's reputation now."""
+        return self._ledger.reputations.get(provider, Reputation()).mean_ppm(self._clock.now())
+
     # --- inside --------------------------------------------------------------------------------------------------------------
 
     def _room(self, provider: Address, spoke: Spoke | None) -> tuple[int, int]:

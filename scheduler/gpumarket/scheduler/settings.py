@@ -54,6 +54,19 @@ class SchedulerSettings(Settings):
     channel_margin_seconds: int = 7_200
     """How long after a deadline a channel must still be open: check time, claim grace and an hour to redeem, twice."""
 
+    faucet: bool = False
+    """Take test tokens when the balance is short; works on a local chain only."""
+    redeem_gas_share: float = 0.01
+    """Redeem clients' vouchers when gas costs at most this share of them."""
+    redeem_margin_seconds: int = 6 * 3_600
+    """Redeem at whatever cost this long before a channel may close."""
+    redeem_seconds: float = 60.0
+    """Between two looks at what is due."""
+    gas_value: float = 1.0
+    """What a wei of gas is worth in base units of the token; 1 on test networks, where both have 18 decimals and no price."""
+    drain_seconds: float = 5.0
+    """After SIGTERM, claims and reports are still served this long; they are idempotent and are sent again after a restart."""
+
     window_units: int = 32
     """Generated tokens that a provider streams ahead of the acks: its exposure, a second or two of work."""
     embed_window_units: int = 16_384

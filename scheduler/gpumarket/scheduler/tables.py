@@ -10,6 +10,7 @@ from sqlalchemy import BigInteger, Boolean, Column, Float, Index, Integer, Large
 from gpumarket.settlement.chain.outbox import sender_tables
 from gpumarket.settlement.guard import guard_table
 from gpumarket.settlement.journal import MoneyType
+from gpumarket.settlement.redeemer import redemption_table
 
 metadata = MetaData()
 
@@ -107,3 +108,4 @@ reputations = Table(
 
 guard = guard_table(metadata)
 transactions = sender_tables(metadata)
+redemptions = redemption_table(metadata)
