@@ -1,0 +1,130 @@
+"""One purchase from order to verdict: run the job, have it checked when the draw says so, run it again elsewhere when it was wrong.
+
+Invariant: what all of it costs together (the job, its checks, reruns) never passes max_cost; a rejected result is never handed out as good.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import dataclass, field, replace
+
+from sqlalchemy import Connection
+
+from gpumarket.core.errors import FundsError, MatchError, ResultRejected
+from gpumarket.core.units import Hash, Money, format_money, hex0x
+from gpumarket.sdk import store
+from gpumarket.sdk.checks import Checker
+from gpumarket.sdk.desk import Desk
+from gpumarket.sdk.ordering import Ask, place, plan_of
+from gpumarket.sdk.results import RejectedResult, Verdict, VerdictState
+from gpumarket.sdk.running import JobRun
+from gpumarket.sdk.session import Progress
+from gpumarket.v1 import market_pb2 as mpb
+
+
+@dataclass(slots=True)
+class Bought:
+    """A purchase that is over: the job that counts, its verdict, and what was rejected on the way."""
+
+    job: Hash
+    verdict: Verdict
+    check_cost: Money
+    rejected: tuple[RejectedResult, ...] = ()
+    explanation: mpb.Explanation | None = None
+
+
+@dataclass(slots=True)
+class Purchase:
+    """A purchase under way. Iterate `items()`, then read `outcome`."""
+
+    desk: Desk
+    ask: Ask
+    outcome: Bought | None = None
+    spent_on_checks: int = 0
+    rejected: list[RejectedResult] = field(default_factory=list)
+
+    async def items(self) -> AsyncGenerator[tuple[bytes, ...], None]:
+        """Output of the first run as it comes; when that is rejected, nothing more: `outcome` names the job that replaced it."""
+        run = await self._start(self.ask)
+        async with aclosing(run.items()) as output:
+            async for items in output:
+                yield items
+        await self._conclude(run)
+
+    async def finish(self) -> Bought:
+        """Run to the end."""
+        async with aclosing(self.items()) as output:
+            async for _ in output:
+                pass
+        assert self.outcome is not None
+        return self.outcome
+
+    async def follow(self, run: JobRun) -> AsyncGenerator[tuple[bytes, ...], None]:
+        """As `items`, for a job that was read back from the journal."""
+        async with aclosing(run.items()) as output:
+            async for items in output:
+                yield items
+        await self._conclude(run)
+
+    async def conclude_delivered(self, job: Hash, explanation: mpb.Explanation | None = None) -> Bought:
+        """Verdict for a job that is delivered; reruns as long as results are rejected."""
+        verdict = await self._verdict(job)
+        while verdict.state is VerdictState.REJECTED:
+            run = await self._rerun(job, verdict)
+            async with aclosing(run.items()) as output:
+                async for _ in output:
+                    pass
+            job, explanation = run.job.job, run.explanation
+            verdict = await self._verdict(job) if run.will_check else Verdict(VerdictState.NOT_DRAWN)
+        self.outcome = Bought(job, verdict, Money(self.spent_on_checks), tuple(self.rejected), explanation)
+        return self.outcome
+
+    async def _conclude(self, run: JobRun) -> None:
+        if run.will_check:
+            await self.conclude_delivered(run.job.job, run.explanation)
+        else:
+            self.outcome = Bought(
+                run.job.job, Verdict(VerdictState.NOT_DRAWN), Money(self.spent_on_checks), tuple(self.rejected), run.explanation
+            )
+
+    async def _start(self, ask: Ask) -> JobRun:
+        job, channel = await place(self.desk, ask)
+        plan = plan_of(job.spec, job.request, self.desk.settings.attempts_max)
+        run = JobRun(self.desk, job, channel, Progress(plan), probability=self.desk.settings.check_probability)
+        run.explain = ask.explain
+        return run
+
+    async def _verdict(self, job: Hash) -> Verdict:
+        billed = self.desk.journal.read(lambda c: _billed(c, job))
+        left = None if self.ask.max_cost is None else Money(max(0, self.ask.max_cost - billed - self.spent_on_checks))
+        verdict = await Checker(self.desk, self.ask, job, left).conclude()
+        self.spent_on_checks += verdict.cost
+        return verdict
+
+    async def _rerun(self, job: Hash, verdict: Verdict) -> JobRun:
+        """The same job elsewhere, with what is left of max_cost. Raises ResultRejected when that cannot be."""
+        provider = self.desk.journal.read(lambda c: store.load_attempts(c, job))[-1].lease.provider
+        self.rejected.append(RejectedResult(job, provider, verdict.reason))
+        told = f"the result of {hex0x(provider)} was rejected and is not paid: {verdict.reason}"
+        if len(self.rejected) > self.desk.settings.reruns_max:
+            raise ResultRejected(
+                f"{len(self.rejected)} results were rejected in a row, the last one: {told}", hint="gpumarket market explain"
+            )
+        ask = self.ask
+        constraints = type(ask.constraints)()
+        constraints.CopyFrom(ask.constraints)
+        constraints.exclude_providers.extend(r.provider for r in self.rejected)
+        left = None if ask.max_cost is None else Money(max(0, ask.max_cost - self.spent_on_checks))
+        try:
+            return await self._start(replace(ask, constraints=constraints, max_cost=left, purpose="rerun", parent=job))
+        except (MatchError, FundsError) as error:
+            spent = format_money(Money(self.spent_on_checks))
+            raise ResultRejected(
+                f"{told}; it was not run again: {error.message} ({spent} went to checks)", hint=error.hint or "raise max_cost"
+            ) from error
+
+
+def _billed(connection: Connection, job: Hash) -> Money:
+    stored = store.load_job(connection, job)
+    return stored.billed if stored else Money(0)

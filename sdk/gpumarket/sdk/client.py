@@ -1,0 +1,399 @@
+"""The client: `async with Client.from_env() as market`.
+
+    vectors = await market.embed("all-MiniLM-L6-v2", ["a red fox", "ein roter Fuchs"], max_cost="0.01")
+    async for piece in market.chat("tiny-llama", "Say hello", stream=True): ...
+
+Every call quotes first, journals before it sends, and returns a result with receipt, verdict and cost. One client per state folder and
+process.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, Self, TypedDict, Unpack, overload
+
+from gpumarket.core.daemon import StateFolder
+from gpumarket.core.errors import ConfigError
+from gpumarket.core.ports import Clock, Random, SystemClock, SystemRandom
+from gpumarket.core.settings import ChainSettings, load
+from gpumarket.core.signing import LocalKey
+from gpumarket.core.terms import Task
+from gpumarket.core.units import Address, Hash, Money, parse_hash, parse_money
+from gpumarket.sdk import choosing, jobs, money, offers, ordering, outcomes, reports, resuming, store
+from gpumarket.sdk.account import Account
+from gpumarket.sdk.buying import Bought, Purchase
+from gpumarket.sdk.chain_port import ChainPort
+from gpumarket.sdk.constraints import Constraints
+from gpumarket.sdk.desk import Desk
+from gpumarket.sdk.hub import Hub
+from gpumarket.sdk.lock import LockedModel, read_lock
+from gpumarket.sdk.models import LoadedModel, Models
+from gpumarket.sdk.peers import Peers
+from gpumarket.sdk.requests import Body, Sampling, chat_body, completion_body, embed_body, warnings_to_json
+from gpumarket.sdk.results import AccountView, ChatResult, EmbedResult, JobResult, JobSummary, OfferView, Quote
+from gpumarket.sdk.settings import ClientSettings
+from gpumarket.sdk.streaming import ChatStream
+from gpumarket.sdk.tables import METADATA
+from gpumarket.sdk.tokens import TextCodec
+from gpumarket.settlement.journal import Journal
+from gpumarket.settlement.verification import profile_for
+from gpumarket.v1 import market_pb2 as mpb
+
+CONFIG_VARIABLE = "GPUMARKET_CONFIG"
+"""Variable that names the TOML file."""
+Amount = str | Money | None
+"""Text in tokens ("0.01"), or base units."""
+Messages = Sequence[Mapping[str, str]]
+BodyOf = Callable[[LoadedModel, Sampling], Body]
+_NO_CONSTRAINTS = Constraints()
+
+
+class TextOptions(TypedDict, total=False):
+    """Options of `complete`, and of `chat`. Defaults: 256 tokens, temperature 0.7, top_p 1 (requests.Sampling)."""
+
+    max_tokens: int
+    temperature: float
+    top_p: float
+    max_cost: Amount
+    constraints: Constraints
+    explain: bool
+
+
+class ChatOptions(TextOptions, total=False):
+    """Options of `chat`: with `messages` instead of a prompt, a conversation of {"role", "content"}."""
+
+    messages: Messages | None
+
+
+class Client:
+    """A wallet on the market. Use it as an async context manager."""
+
+    def __init__(
+        self,
+        settings: ClientSettings | None = None,
+        chain_settings: ChainSettings | None = None,
+        *,
+        password: str | None = None,
+        key: LocalKey | None = None,
+        chain: ChainPort | None = None,
+        clock: Clock | None = None,
+        random: Random | None = None,
+    ) -> None:
+        """`key` replaces the key file and its password; `chain` a chain connection of the client's own."""
+        self.settings = settings or ClientSettings()
+        self._chain_settings = chain_settings or ChainSettings()
+        self._password, self._key, self._chain = password, key, chain
+        self._clock, self._random = clock or SystemClock(), random or SystemRandom()
+        self._stack = AsyncExitStack()
+        self._desk: Desk | None = None
+        self._models: Models | None = None
+
+    @classmethod
+    def from_env(cls, *, config: Path | None = None, password: str | None = None, **flags: Any) -> Self:
+        """Settings from `flags`, GPUMARKET_CLIENT_* and GPUMARKET_CHAIN_* variables, and the TOML file (`config`, or GPUMARKET_CONFIG)."""
+        file = config or (Path(os.environ[CONFIG_VARIABLE]) if CONFIG_VARIABLE in os.environ else None)
+        return cls(load(ClientSettings, file=file, flags=flags), load(ChainSettings, file=file), password=password)
+
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as stack:
+            self._desk = await self._open(stack)
+            self._models = Models(self._desk)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        self._desk = None
+        await self._stack.aclose()
+
+    # --- buying ------------------------------------------------------------------------------------------------------------
+
+    async def embed(
+        self,
+        model: str,
+        inputs: str | Sequence[str],
+        *,
+        max_cost: Amount = None,
+        constraints: Constraints = _NO_CONSTRAINTS,
+        explain: bool = False,
+    ) -> EmbedResult:
+        """Embed texts. Raises OverMaxCost before anything is sent when the quote is above `max_cost`; UnknownModel, NoProvider, JobFailed,
+        ResultRejected."""
+        loaded = await self._models_.load(model, Task.EMBED)
+        texts = [inputs] if isinstance(inputs, str) else list(inputs)
+        ask = self._ask(loaded, embed_body(loaded, texts), max_cost, constraints, explain)
+        purchase = Purchase(self.desk, ask)
+        result = outcomes.build(self.desk, await purchase.finish(), None)
+        assert isinstance(result, EmbedResult)
+        return result
+
+    @overload
+    def chat(self, model: str, prompt: str | None = None, *, stream: Literal[True], **options: Unpack[ChatOptions]) -> ChatStream: ...
+
+    @overload
+    def chat(
+        self, model: str, prompt: str | None = None, *, stream: Literal[False] = False, **options: Unpack[ChatOptions]
+    ) -> Coroutine[Any, Any, ChatResult]: ...
+
+    def chat(
+        self, model: str, prompt: str | None = None, *, stream: bool = False, **options: Unpack[ChatOptions]
+    ) -> ChatStream | Coroutine[Any, Any, ChatResult]:
+        """Answer a prompt or a conversation (`messages`), rendered with the model's own chat template.
+
+        With `stream`, an async iterator of text pieces; else to be awaited. Errors as `embed`.
+        """
+        talk = _conversation(prompt, options.get("messages"))
+        return self._text(model, lambda m, s: chat_body(m, talk, s), stream, options)
+
+    @overload
+    def complete(self, model: str, prompt: str, *, stream: Literal[True], **options: Unpack[TextOptions]) -> ChatStream: ...
+
+    @overload
+    def complete(
+        self, model: str, prompt: str, *, stream: Literal[False] = False, **options: Unpack[TextOptions]
+    ) -> Coroutine[Any, Any, ChatResult]: ...
+
+    def complete(
+        self, model: str, prompt: str, *, stream: bool = False, **options: Unpack[TextOptions]
+    ) -> ChatStream | Coroutine[Any, Any, ChatResult]:
+        """Continue a raw prompt, without a chat template. Otherwise as `chat`."""
+        return self._text(model, lambda m, s: completion_body(m, prompt, s), stream, options)
+
+    async def quote(
+        self, model: str, inputs: str | Sequence[str], *, max_tokens: int = 256, constraints: Constraints = _NO_CONSTRAINTS
+    ) -> Quote:
+        """What `embed` of these texts, or `chat` with this prompt, would cost at most now. Nothing is reserved or stored."""
+        return await ordering.quote(self.desk, await self._preview(model, inputs, max_tokens, constraints))
+
+    async def explain(
+        self, model: str, inputs: str | Sequence[str], *, max_tokens: int = 256, constraints: Constraints = _NO_CONSTRAINTS
+    ) -> mpb.Explanation:
+        """Why such a job would go where it goes: every candidate's score, every rejected provider's filter and numbers."""
+        ask = await self._preview(model, inputs, max_tokens, constraints)
+        return await self.desk.hub.explain(ordering.explained_order(self.desk, ask))
+
+    # --- jobs --------------------------------------------------------------------------------------------------------------
+
+    def jobs(self, *, checks: bool = False) -> list[JobSummary]:
+        """Jobs of this journal, newest first; with `checks` also those bought to check others."""
+        return jobs.summaries(self.desk, checks=checks)
+
+    async def resume(self, job: Hash | str) -> JobResult:
+        """Bring an interrupted job to its end, or read the result of one that has it. Raises JobFailed or ResultRejected."""
+        key = parse_hash(job) if isinstance(job, str) else job
+        bought = await resuming.resume(self.desk, key)
+        return outcomes.build(self.desk, bought, await self._codec(bought))
+
+    async def resume_all(self) -> list[JobResult | Exception]:
+        """Resume every interrupted job; a job that ends without a result is in the list as its error."""
+        found: list[JobResult | Exception] = []
+        for key in self.desk.journal.read(lambda c: store.job_keys(c, (*store.RUNNING, "delivered"), ("user", "rerun"))):
+            try:
+                found.append(await self.resume(key))
+            except jobs.ENDED as error:
+                found.append(error)
+        return found
+
+    # --- market and models -------------------------------------------------------------------------------------------------
+
+    async def offers(self, model: str | Hash | None = None) -> list[OfferView]:
+        """What is on sale: of one model (alias or digest), or everything the scheduler knows."""
+        digest = read_lock(self.settings.lock_file)[model].digest if isinstance(model, str) else model
+        return await offers.views(self.desk, digest)
+
+    def models(self) -> list[LockedModel]:
+        """Entries of the lock file, by name."""
+        return [entry for _, entry in sorted(read_lock(self.settings.lock_file).items())]
+
+    async def add_model(self, name: str, digest: Hash | str) -> LockedModel:
+        """Put a model into the lock file, its tokenizer fetched and verified against the digest. Raises UnknownModel."""
+        return await self._models_.add(name, parse_hash(digest) if isinstance(digest, str) else digest)
+
+    # --- money -------------------------------------------------------------------------------------------------------------
+
+    async def account(self) -> AccountView:
+        """Wallet and channel, by our books and by the scheduler's."""
+        return await money.view(self.desk)
+
+    async def deposit(self, amount: Amount) -> AccountView:
+        """Add to the channel's deposit (opens the channel where there is none)."""
+        value = _amount(amount)
+        if not value:
+            raise ConfigError("a deposit must be more than 0")
+        await money.deposit(self.desk, value)
+        return await money.view(self.desk)
+
+    async def close_channel(self) -> Money:
+        """Close the channel at what was used, with the scheduler's consent; what came back. Raises ProtocolError when it bills too much."""
+        return await money.close(self.desk)
+
+    @property
+    def address(self) -> Address:
+        """The wallet's address."""
+        return self.desk.signer.address
+
+    @property
+    def desk(self) -> Desk:
+        """The client's parts, for the command line and the gateway. Raises ConfigError outside `async with`."""
+        if self._desk is None:
+            raise ConfigError("this client is not open", hint="use it as: async with Client.from_env() as market")
+        return self._desk
+
+    # --- inside ------------------------------------------------------------------------------------------------------------
+
+    @property
+    def _models_(self) -> Models:
+        if self._models is None:
+            raise ConfigError("this client is not open", hint="use it as: async with Client.from_env() as market")
+        return self._models
+
+    async def _open(self, stack: AsyncExitStack) -> Desk:
+        settings = self.settings
+        state = stack.enter_context(StateFolder(settings.state))
+        key = self._key or self._unlock()
+        journal = Journal(f"sqlite:///{(state / 'journal.db').resolve()}", METADATA)
+        journal.open()
+        stack.push_async_callback(journal.close)
+        chain = self._chain or await self._connect(key, journal)
+        stack.push_async_callback(chain.close)
+
+        def hub_to(address: Address, patience: float) -> Hub:
+            return Hub(
+                address,
+                partial(choosing.locate, chain, address),
+                key,
+                chain.market_domain,
+                chain.chain_id,
+                self._clock,
+                self._random,
+                patience,
+            )
+
+        scheduler = await choosing.choose(chain, settings.scheduler_address, hub_to)
+        hub, peers = hub_to(scheduler, settings.patience_seconds), Peers()
+        stack.push_async_callback(hub.close)
+        stack.push_async_callback(peers.close)
+        account = Account(journal, chain, key, settings, self._clock)
+        desk = Desk(settings, key, chain, journal, account, hub, peers, self._clock, self._random)
+        stack.push_async_callback(desk.settle)
+        await self._tidy(desk)
+        return desk
+
+    async def _tidy(self, desk: Desk) -> None:
+        """What an earlier process left: old outputs to erase, checks to close, reports to send."""
+        before = self._clock.now() - self.settings.keep_output_days * store.DAY_SECONDS
+        await desk.journal.transact(lambda c: store.prune(c, before))
+        orphans = desk.journal.read(resuming.orphaned_checks)
+        if orphans:
+            desk.later(resuming.close_checks(desk, orphans))
+        if desk.journal.read(store.waiting_reports):
+            desk.later(reports.send_all(desk))
+
+    def _unlock(self) -> LocalKey:
+        from gpumarket.core import keystore
+
+        if self._password is not None:
+            password = self._password
+        elif self.settings.password_file is not None:
+            password = keystore.read_password(self.settings.password_file)
+        else:
+            raise ConfigError(
+                f"the key {self.settings.key_file} needs a password",
+                hint="set GPUMARKET_CLIENT_PASSWORD_FILE, or pass password= from a prompt",
+            )
+        return keystore.load(self.settings.key_file, password)
+
+    async def _connect(self, key: LocalKey, journal: Journal) -> ChainPort:
+        from gpumarket.core.keystore import refuse_test_key
+        from gpumarket.sdk.chain_link import ChainLink
+
+        link = await ChainLink.open(self._chain_settings, key, journal)
+        refuse_test_key(key.address, link.chain_id)
+        return link
+
+    def _ask(self, loaded: LoadedModel, body: Body, max_cost: Amount, constraints: Constraints, explain: bool) -> ordering.Ask:
+        entry = loaded.entry
+        profile = profile_for(entry.task, entry.dtype).digest
+        allowed = self.settings.accepted_profiles
+        if allowed and profile not in allowed:
+            raise ConfigError(
+                f"model {entry.name} is judged by profile 0x{profile.hex()}, which your settings do not accept",
+                hint="GPUMARKET_CLIENT_PROFILES",
+            )
+        limit = _amount(max_cost)
+        options = {"warnings": warnings_to_json(body.warnings), "max_cost": None if limit is None else str(limit)}
+        return ordering.Ask(
+            alias=entry.name,
+            model=entry.digest,
+            task=entry.task,
+            request=body.request,
+            units=body.units,
+            output_units=body.output_units,
+            profile=profile,
+            max_cost=limit,
+            constraints=constraints.to_proto(),
+            options=options,
+            explain=explain,
+        )
+
+    def _text(self, model: str, body_of: BodyOf, stream: bool, options: TextOptions) -> ChatStream | Coroutine[Any, Any, ChatResult]:
+        default = Sampling()
+        sampling = Sampling(
+            options.get("max_tokens", default.max_tokens),
+            options.get("temperature", default.temperature),
+            options.get("top_p", default.top_p),
+        )
+        codecs: list[TextCodec] = []
+
+        async def start() -> tuple[Purchase, TextCodec, frozenset[int]]:
+            loaded = await self._models_.load(model, Task.GENERATE)
+            constraints, explain = options.get("constraints", _NO_CONSTRAINTS), options.get("explain", False)
+            ask = self._ask(loaded, body_of(loaded, sampling), options.get("max_cost"), constraints, explain)
+            codecs.append(loaded.codec)
+            return Purchase(self.desk, ask), loaded.codec, frozenset(loaded.stop_tokens)
+
+        def build(bought: Bought) -> ChatResult:
+            result = outcomes.build(self.desk, bought, codecs[0])
+            assert isinstance(result, ChatResult)
+            return result
+
+        async def whole() -> ChatResult:
+            purchase, _, _ = await start()
+            return build(await purchase.finish())
+
+        return ChatStream(start, build) if stream else whole()
+
+    async def _preview(self, model: str, inputs: str | Sequence[str], max_tokens: int, constraints: Constraints) -> ordering.Ask:
+        loaded = await self._models_.load(model)
+        if loaded.entry.task is Task.EMBED:
+            body = embed_body(loaded, [inputs] if isinstance(inputs, str) else list(inputs))
+        elif isinstance(inputs, str):
+            body = chat_body(loaded, _conversation(inputs, None), Sampling(max_tokens))
+        else:
+            raise ConfigError(f"model {model} answers one prompt at a time")
+        return self._ask(loaded, body, None, constraints, False)
+
+    async def _codec(self, bought: Bought) -> TextCodec | None:
+        stored = self.desk.journal.read(lambda c: store.load_job(c, bought.job))
+        if stored is None or stored.task is not Task.GENERATE:
+            return None
+        entry = LockedModel(stored.alias, stored.spec.model, stored.task, "", 1)
+        return (await self._models_.by_digest(entry)).codec
+
+
+def _conversation(prompt: str | None, messages: Messages | None) -> Messages:
+    if (prompt is None) == (messages is None):
+        raise ConfigError("give either a prompt or messages")
+    return messages if messages is not None else [{"role": "user", "content": str(prompt)}]
+
+
+def _amount(value: Amount) -> Money | None:
+    if value is None or isinstance(value, int):
+        return value
+    try:
+        return parse_money(value)
+    except ValueError as error:
+        raise ConfigError(str(error)) from error

@@ -1,0 +1,124 @@
+"""Getting a lease: placing the order, asking for the next attempt, and refusing a lease that is not what was ordered.
+
+Both calls are idempotent by job key and attempt. Never: an order that is not journaled with the voucher that covers it, a lease that
+`lease_rules` did not pass.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+from sqlalchemy import Connection
+
+from gpumarket.core.codec import open_lease, open_offer, parse, signed_ack
+from gpumarket.core.errors import GpumarketError, JobFailed, NoProvider, OutOfFunds, ProtocolError
+from gpumarket.core.terms import Lease
+from gpumarket.core.units import Hash, hex0x
+from gpumarket.sdk import store
+from gpumarket.sdk.account import PaidChannelState, Report
+from gpumarket.sdk.desk import Desk
+from gpumarket.sdk.lease_rules import Expected, check_lease
+from gpumarket.sdk.session import RETRY_MARGIN_SECONDS, Progress, RetryElsewhere
+from gpumarket.v1 import market_pb2 as mpb
+from gpumarket.v1 import terms_pb2 as pb
+
+FUNDS_PAUSE_SECONDS = 0.3
+"""Between two looks at the account while other jobs' maxima are still reserved at the scheduler."""
+RETRY_PAUSE_SECONDS, RETRY_PAUSE_SECONDS_MAX = 0.2, 2.0
+
+
+async def order(desk: Desk, job: store.StoredJob, channel: PaidChannelState, *, explain: bool = False) -> mpb.Granted:
+    """Place a journaled order; sent again, it answers the same lease. Raises NoProvider, OutOfFunds or the scheduler's refusal."""
+    give_up_at = desk.clock.monotonic() + desk.settings.failover_seconds
+    voucher = desk.account.voucher(channel) if channel.voucher > channel.report.voucher else None
+    while True:
+        request = mpb.MatchRequest(order=job.order, client_channel=channel.id, explain=explain)
+        if voucher is not None:
+            request.voucher.CopyFrom(voucher)
+        try:
+            reply = await desk.hub.match(request)
+        except OutOfFunds as error:
+            voucher = await _top_up(desk, job, channel, error, give_up_at)
+            continue
+        if not reply.HasField("granted"):
+            raise ProtocolError("the scheduler answered an order without a lease")
+        channel.report, channel.reported = Report.of(reply.granted.account), True
+        return reply.granted
+
+
+async def next_attempt(
+    desk: Desk, job: store.StoredJob, progress: Progress, retry: RetryElsewhere, receipt: pb.SignedReceipt | None
+) -> mpb.Granted:
+    """Close an attempt at its last ack and ask for the next one; while nobody is free, for a bounded time. Raises JobFailed."""
+    request = mpb.RetryRequest(job=job.job, attempt=retry.end.number, reason=retry.end.reason)
+    if retry.ack is not None:
+        request.last_ack.CopyFrom(signed_ack(desk.signer, desk.domain, retry.ack))
+    if receipt is not None:
+        request.receipt.CopyFrom(receipt)
+    give_up_at = desk.clock.monotonic() + desk.settings.failover_seconds
+    pause = RETRY_PAUSE_SECONDS
+    while True:
+        try:
+            return await desk.hub.retry(request)
+        except NoProvider as error:
+            late = desk.clock.now() + RETRY_MARGIN_SECONDS > job.spec.deadline
+            if late or desk.clock.monotonic() + pause > give_up_at:
+                raise failure(progress, error) from error
+        await asyncio.sleep(pause)
+        pause = min(2 * pause, RETRY_PAUSE_SECONDS_MAX)
+
+
+async def checked(desk: Desk, job: store.StoredJob, channel: Hash, progress: Progress, granted: mpb.Granted) -> tuple[Lease, pb.OfferBody]:
+    """The lease and the offer behind it, after every rule. Raises BadSignature or ProtocolError."""
+    lease = open_lease(desk.domain, granted.lease)
+    body = open_offer(desk.domain, granted.offer)
+    expected = Expected(
+        spec=job.spec,
+        constraints=parse(pb.Constraints, job.order.constraints),
+        attempt=progress.attempt + 1,
+        channel=channel,
+        fee_ppm=(await desk.hub.info()).fee_ppm,
+        spent=progress.billed,
+        prefix_units=progress.units,
+        prefix_hash=progress.output_hash,
+        lost_providers=frozenset(e.provider for e in progress.ends if e.reason != "client-restart"),
+    )
+    check_lease(lease, expected, body, await desk.registered(lease.provider), desk.clock.now())
+    return lease, body
+
+
+def failure(progress: Progress, cause: GpumarketError | None = None) -> JobFailed:
+    """Why a job ended without an answer: every attempt's reason."""
+    parts = [f"attempt {e.number} at {hex0x(e.provider)}: {e.reason} ({e.detail})" for e in progress.ends]
+    if cause is not None:
+        parts.append(cause.message)
+    if not parts:
+        parts.append("its deadline passed before it had a provider")
+    return JobFailed(
+        "the job ended without a result: " + "; ".join(parts),
+        hint="gpumarket job get JOB shows each attempt; what was delivered and acked is paid, nothing else",
+        retryable=True,
+    )
+
+
+async def _top_up(
+    desk: Desk, job: store.StoredJob, channel: PaidChannelState, refusal: OutOfFunds, give_up_at: float
+) -> pb.SignedVoucher | None:
+    """The scheduler reckons with more than our books: jobs whose provider has not billed yet still hold their maximum there."""
+    channel.report, channel.reported = Report.of(await desk.hub.account(channel.id)), True
+    before, late = channel.voucher, desk.clock.monotonic() > give_up_at
+    voucher: pb.SignedVoucher | None = None
+    try:
+        voucher = await desk.account.cover(channel, job.spec.max_amount, _nothing, by_report=True)
+    except OutOfFunds:
+        if late or not channel.report.open + channel.report.held:
+            raise
+    if channel.voucher == before and channel.report.voucher >= before:
+        if late:
+            raise refusal
+        await asyncio.sleep(FUNDS_PAUSE_SECONDS)
+    return voucher
+
+
+def _nothing(_connection: Connection) -> None:
+    """No record goes with this voucher."""

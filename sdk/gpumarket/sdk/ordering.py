@@ -1,0 +1,166 @@
+"""From what the caller wants to a journaled order: request bytes, quote, limit, `JobSpec`.
+
+Invariant: nothing of the request leaves the client here; a quote carries hashes and counts only, and a quote above max_cost ends it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy import Connection
+
+from gpumarket.core.codec import parse, signed_order, to_proto
+from gpumarket.core.errors import ConfigError, OverMaxCost, ProtocolError
+from gpumarket.core.terms import JobSpec, Task, keccak256, request_hash
+from gpumarket.core.units import MONEY_MAX, Address, Hash, Money, format_money, money_from_bytes
+from gpumarket.sdk import store
+from gpumarket.sdk.account import PaidChannelState, Report
+from gpumarket.sdk.desk import Desk
+from gpumarket.sdk.results import Quote
+from gpumarket.sdk.session import JobPlan
+from gpumarket.v1 import market_pb2 as mpb
+from gpumarket.v1 import terms_pb2 as pb
+
+HEADROOM = 2
+"""Without a max_cost a job may cost up to twice its quote: room for a second provider that is dearer than the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Ask:
+    """What is to be bought. `request` is the serialized body of the task; `units` and `output_units` as in JobSpec."""
+
+    alias: str
+    model: Hash
+    task: Task
+    request: bytes
+    units: int
+    output_units: int
+    profile: Hash
+    max_cost: Money | None = None
+    constraints: pb.Constraints = field(default_factory=pb.Constraints)
+    options: Mapping[str, Any] = field(default_factory=dict)
+    purpose: str = "user"
+    parent: Hash | None = None
+    explain: bool = False
+
+
+async def quote(desk: Desk, ask: Ask) -> Quote:
+    """The price now. Raises NoProvider, and OverMaxCost when it is above the caller's limit."""
+    order = pb.JobOrder(
+        spec=to_proto(_spec(desk, ask, Hash(bytes(32)), Hash(bytes(32)), Money(MONEY_MAX)), pb.JobSpec()), constraints=_serialized(ask)
+    )
+    reply = await desk.hub.match(mpb.MatchRequest(order=order, quote=True))
+    if not reply.HasField("quote"):
+        raise ProtocolError("the scheduler answered a quote with something else")
+    found = reply.quote
+    try:
+        result = Quote(
+            model=ask.alias,
+            digest=ask.model,
+            provider=Address(found.provider),
+            prompt_price_per_mtok=money_from_bytes(found.prompt_price_per_mtok),
+            output_price_per_mtok=money_from_bytes(found.output_price_per_mtok),
+            fee_ppm=found.fee_ppm,
+            maximum=money_from_bytes(found.maximum),
+            prompt_tokens=ask.units,
+            max_output_tokens=ask.output_units if ask.task is Task.GENERATE else 0,
+        )
+    except ValueError as error:
+        raise ProtocolError(f"a quote that is none: {error}") from error
+    if ask.max_cost is not None and result.maximum > ask.max_cost:
+        raise OverMaxCost(
+            f"{ask.alias} costs up to {format_money(result.maximum)}, your limit is {format_money(ask.max_cost)}",
+            hint="raise max_cost, ask for less output, or try later",
+        )
+    return result
+
+
+async def place(desk: Desk, ask: Ask) -> tuple[store.StoredJob, PaidChannelState]:
+    """Quote, then journal the order with the voucher that covers it. Raises OverMaxCost or OutOfFunds before anything is written."""
+    price = await quote(desk, ask)
+    limit = desk.settings.exposure_limit
+    roomy = HEADROOM * price.maximum
+    wanted = roomy if ask.max_cost is None else min(roomy, ask.max_cost) if ask.purpose == "check" else ask.max_cost
+    maximum = Money(min(wanted, max(limit, price.maximum)))  # never so high that the voucher would pass W when the price does not
+    info = await desk.hub.info()
+    if desk.settings.job_seconds > info.max_job_seconds:
+        raise ConfigError(
+            f"job_seconds is {desk.settings.job_seconds}; the scheduler takes at most {info.max_job_seconds}",
+            hint="lower GPUMARKET_CLIENT_JOB_SECONDS",
+        )
+    channel = await desk.account.channel(desk.hub.address, info.channel_margin_seconds)
+    if not channel.reported and channel.voucher:
+        channel.report, channel.reported = Report.of(await desk.hub.account(channel.id)), True
+    job_id, salt = Hash(desk.random.token(32)), Hash(desk.random.token(32))
+    spec = _spec(desk, ask, job_id, salt, maximum)
+    job = store.StoredJob(
+        job=spec.key,
+        alias=ask.alias,
+        purpose=ask.purpose,
+        parent=ask.parent,
+        state="ordered",
+        channel=channel.id,
+        order=signed_order(desk.signer, desk.domain, spec, _serialized(ask)),
+        request=ask.request,
+        salt=salt,
+        options=ask.options,
+        attempt=0,
+        billed=Money(0),
+        will_check=False,
+        verdict="",
+        verdict_facts={},
+        finish_reason="",
+        created_at=desk.clock.now(),
+        spec=spec,
+    )
+
+    def record(connection: Connection) -> None:
+        store.add_job(connection, job)
+
+    await desk.account.cover(channel, maximum, record)
+    desk.account.hold(channel, maximum)
+    return job, channel
+
+
+def explained_order(desk: Desk, ask: Ask) -> pb.JobOrder:
+    """The order as it would be placed, for `Explain`; signed, since the scheduler answers nobody about others' orders."""
+    spec = _spec(desk, ask, Hash(bytes(32)), Hash(bytes(32)), ask.max_cost or Money(MONEY_MAX))
+    return signed_order(desk.signer, desk.domain, spec, _serialized(ask))
+
+
+def plan_of(spec: JobSpec, request: bytes, attempts_max: int) -> JobPlan:
+    """What the session machine needs to know of a request."""
+    if spec.task is Task.GENERATE:
+        generate = parse(pb.GenerateRequest, request)
+        return JobPlan(spec, stop_tokens=frozenset(generate.stop_tokens), attempts_max=attempts_max)
+    if spec.task is Task.EMBED:
+        inputs = parse(pb.EmbedRequest, request).inputs
+        return JobPlan(spec, item_units=tuple(len(i.ids) for i in inputs), attempts_max=attempts_max)
+    check = parse(pb.CheckRequest, request)
+    if check.embed.inputs:
+        return JobPlan(spec, item_units=tuple(len(i.ids) for i in check.embed.inputs), attempts_max=attempts_max)
+    units = len(check.generate.prompt) + len(check.output)
+    return JobPlan(spec, item_units=(units,), item_bytes=4 * len(check.output), attempts_max=attempts_max)
+
+
+def _spec(desk: Desk, ask: Ask, job_id: Hash, salt: Hash, maximum: Money) -> JobSpec:
+    return JobSpec(
+        client=desk.signer.address,
+        scheduler=desk.hub.address,
+        job_id=job_id,
+        task=ask.task,
+        model=ask.model,
+        request_hash=request_hash(salt, ask.request),
+        prompt_units=ask.units,
+        max_output_units=ask.output_units,
+        max_amount=maximum,
+        constraints_hash=keccak256(_serialized(ask)),
+        profile=ask.profile,
+        deadline=desk.clock.now() + desk.settings.job_seconds,
+    )
+
+
+def _serialized(ask: Ask) -> bytes:
+    return ask.constraints.SerializeToString(deterministic=True)
