@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import grpc.aio
 
 from gpumarket.core.errors import GpumarketError, Unreachable
 from gpumarket.core.rpc import from_rpc, open_channel
 from gpumarket.core.units import Address, Hash, hex0x
-from gpumarket.v1.market_pb2_grpc import MarketAsyncStub, MarketStub
+from gpumarket.v1.market_pb2_grpc import MarketStub
+
+if TYPE_CHECKING:
+    from gpumarket.v1.market_pb2_grpc import MarketAsyncStub
 
 
 class Node(Protocol):

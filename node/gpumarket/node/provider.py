@@ -159,8 +159,10 @@ class Provider:
         await self.claims.answered(seconds)
 
     async def close(self) -> None:
-        if self._server is not None:
-            await self._server.stop(0.5)
+        """Stop serving and end the engines."""
+        server, self._server = self._server, None  # let go of it while its loop runs: its finalizer wants the loop
+        if server is not None:
+            await server.stop(0.5)
         await self._peers.close()
         await self.engines.close()
         await self.prover.close()
