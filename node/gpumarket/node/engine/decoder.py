@@ -105,6 +105,7 @@ class SlotDecoder:
         context = [*request.prompt, *request.prefix]
         self.waiting.append(Row(key, request, context, stops=frozenset(request.stop_tokens)))
 
+    @torch.inference_mode()
     def cancel(self, key: int) -> None:
         """Forget a sequence, wherever it is. Unknown keys are fine: it may have ended already."""
         self.waiting = deque(row for row in self.waiting if row.key != key)

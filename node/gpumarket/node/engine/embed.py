@@ -65,7 +65,7 @@ class EmbedEngine:
         if self._thread is not None:
             return
         self._encoder = await asyncio.to_thread(load_encoder_model, self._folder, self._compute_dtype)
-        self._thread = ModelThread("embed", self._work, lambda: None)
+        self._thread = ModelThread("embed", self._work, lambda: None, lambda error: self._fail(list(self._calls), _broken(error)))
 
     async def embed(self, request: EmbedRequest) -> AsyncGenerator[Vectors, None]:
         """Vectors in input order, float32 [rows, dimensions] a batch. Busy when too many requests are open."""

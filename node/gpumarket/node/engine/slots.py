@@ -91,7 +91,7 @@ class SlotEngine:
             cache_tokens_max=self._cache_tokens_max,
             prefill_tokens=self._prefill_tokens,
         )
-        self._thread = ModelThread("slots", self._work, self._decoder.release)
+        self._thread = ModelThread("slots", self._work, self._decoder.release, lambda error: self._fail(_as_failure(error)))
 
     async def embed(self, request: EmbedRequest) -> AsyncGenerator[NDArray[np.float32], None]:
         """This engine generates text."""
@@ -115,11 +115,13 @@ class SlotEngine:
                 await stream.ready.wait()
                 stream.ready.clear()
                 tokens, stream.tokens = tuple(stream.tokens), []
-                if tokens or stream.finish_reason:
-                    yield Chunk(tokens, stream.finish_reason)
-                if stream.error is not None:
-                    raise stream.error
-                if stream.finish_reason:
+                # Taken before the yield: while the reader holds this chunk, the stream goes on.
+                finish_reason, error = stream.finish_reason, stream.error
+                if tokens or finish_reason:
+                    yield Chunk(tokens, finish_reason)
+                if error is not None:
+                    raise error
+                if finish_reason:
                     return
         finally:
             del self._streams[key]

@@ -2,6 +2,7 @@
 
 Invariant: commands run on the thread, in order, between two pieces of work; what `tell` is given runs on the loop, in order.
 A piece of work must be bounded (one pass over the model): commands, cancellations among them, wait for it.
+An exception that gets here is a bug; it ends the thread, and whoever waits for it is told.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ IDLE_SECONDS: Final = 30.0
 
 
 class ModelThread:
-    """`work` does one piece and says whether more is left; `idle` runs after half a minute without any."""
+    """`work` does one piece and says whether more is left; `idle` runs after half a minute without any.
 
-    def __init__(self, name: str, work: Callable[[], bool], idle: Callable[[], None]) -> None:
-        self._work, self._idle = work, idle
+    `broken` runs on the loop when either, or a command, raised: no further work will be done.
+    """
+
+    def __init__(self, name: str, work: Callable[[], bool], idle: Callable[[], None], broken: Callable[[Exception], None]) -> None:
+        self._work, self._idle, self._broken = work, idle, broken
         self._commands: deque[Callable[[], None]] = deque()
         self._changed = threading.Condition()
         self._closing = False
@@ -53,8 +57,13 @@ class ModelThread:
 
     def _run(self) -> None:
         busy = False
-        while self._apply_commands(busy):
-            busy = self._work()
+        try:
+            while self._apply_commands(busy):
+                busy = self._work()
+        except Exception as error:
+            self._closing = True
+            self.tell(self._broken, error)
+            raise
 
     def _apply_commands(self, busy: bool) -> bool:
         """Run what was posted; wait when there is neither work nor command. False once closing."""
