@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from eth_account import Account
 from sqlalchemy import MetaData
@@ -47,6 +48,10 @@ class LocalChain:
     def mine(self, blocks: int = 1) -> None:
         self.anvil.rpc("anvil_mine", hex(blocks))
 
+    def waiting(self) -> int:
+        """Transactions in the pool that could be mined."""
+        return int(self.anvil.rpc("txpool_status")["pending"], 16)
+
     def now(self) -> int:
         return int(self.anvil.rpc("eth_getBlockByNumber", "latest", False)["timestamp"], 16)
 
@@ -76,6 +81,16 @@ async def _deploy(url: str) -> AddressBook:
         return await deploy(w3, deployer, unbonding_delay_s=UNBONDING_SECONDS, close_window_s=CLOSE_WINDOW_SECONDS)
     finally:
         await w3.provider.disconnect()
+
+
+async def until(condition: Callable[[], bool], *tasks: asyncio.Task[Any]) -> None:
+    """Wait for something that the test has no event for; a task that fails meanwhile is raised at once."""
+    async with asyncio.timeout(60):
+        while not condition():
+            await asyncio.sleep(0.01)
+            for task in tasks:
+                if task.done():
+                    task.result()
 
 
 def chain_journal(file: Path) -> Journal:

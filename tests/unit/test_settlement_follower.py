@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
@@ -30,6 +31,7 @@ from gpumarket.settlement.chain import (
 )
 from gpumarket.settlement.chain.view import channel_after, node_after
 from gpumarket.settlement.vouchers import sign_close, sign_voucher
+from gpumarket.testnet.anvil import Anvil
 
 PAYER, PAYEE = account(1), account(2)
 FAR = 4_000_000_000
@@ -232,7 +234,7 @@ async def test_follower_error_of_a_subscriber_ends_it(chain: Chain, payer: Actio
 
 async def test_connect_nobody_there_is_unreachable_with_the_way_out(local: LocalChain) -> None:
     settings = ChainSettings(rpc_url="http://127.0.0.1:1", address_book=local.book_file)
-    with pytest.raises(Unreachable, match="127.0.0.1:1") as caught:
+    with pytest.raises(Unreachable, match=r"127\.0\.0\.1:1") as caught:
         await connect(settings)
     assert "testnet up" in caught.value.hint
 
@@ -242,20 +244,15 @@ async def test_connect_without_address_book_is_a_config_error(local: LocalChain,
         await connect(ChainSettings(rpc_url=local.anvil.url, address_book=tmp_path / "none.json"))
 
 
-@pytest.mark.parametrize("change", [('"chain_id": 31337', '"chain_id": 1'), ('"registry": "0x', '"registry": "0x11')])
-async def test_connect_other_chain_or_contract_is_refused(local: LocalChain, tmp_path: Path, change: tuple[str, str]) -> None:
-    text = local.book_file.read_text()
-    old, new = change
-    end = text.index(old) + len(old)
-    wrong = text.replace(old, new) if new.endswith("1") and old.endswith("7") else text[: end - len(old)] + new + text[end + 2 :]
-    (tmp_path / "book.json").write_text(wrong)
+@pytest.mark.parametrize("change", [{"chain_id": 1}, {"registry": "0x" + "11" * 20}])
+async def test_connect_other_chain_or_contract_is_refused(local: LocalChain, tmp_path: Path, change: dict[str, object]) -> None:
+    wrong = json.loads(local.book_file.read_text()) | change
+    (tmp_path / "book.json").write_text(json.dumps(wrong))
     with pytest.raises(WrongChain):
         await connect(ChainSettings(rpc_url=local.anvil.url, address_book=tmp_path / "book.json"))
 
 
 async def test_connect_new_chain_with_an_old_book_is_refused(local: LocalChain) -> None:
-    from gpumarket.testnet.anvil import Anvil
-
     with Anvil.start(block_time=None) as empty, pytest.raises(WrongChain, match="no contract"):
         await connect(ChainSettings(rpc_url=empty.url, address_book=local.book_file))
 
