@@ -8,12 +8,14 @@ from __future__ import annotations
 
 from sqlalchemy import Boolean, Column, Index, Integer, LargeBinary, MetaData, String, Table, Text
 
+from gpumarket.settlement.chain.outbox import sender_tables
 from gpumarket.settlement.guard import guard_table
 from gpumarket.settlement.journal import MoneyType
 
 METADATA = MetaData()
 
 GUARD = guard_table(METADATA)
+TRANSACTIONS = sender_tables(METADATA)
 
 CHANNELS = Table(
     "client_channels",
