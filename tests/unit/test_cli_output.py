@@ -179,3 +179,9 @@ def test_every_noun_loads_and_answers_help(capsys: pytest.CaptureFixture[str]) -
     for name in main.NOUNS:
         assert main.run([name, "--help"]) == 0, name
         assert "Usage: gpumarket" in capsys.readouterr().out
+
+
+def test_error_inside_a_task_group_is_told_as_itself(run: Run) -> None:
+    group = ExceptionGroup("tasks", [ValueError("other"), ExceptionGroup("inner", [WrongPassword("the key stays shut")])])
+    code, _, err = run(fail_with(group))
+    assert code == 4 and "error: the key stays shut" in err

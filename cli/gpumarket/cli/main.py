@@ -121,6 +121,9 @@ def _format_asked(argv: Sequence[str]) -> Format:
 
 
 def _fail(error: Exception, output: Output) -> int:
+    while isinstance(error, ExceptionGroup):  # tasks that failed together: the market's own error says most
+        ours = error.subgroup(GpumarketError)
+        error = (ours or error).exceptions[0]
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # Typer's usage errors, whichever click it carries
         return _usage(error, output)
     if isinstance(error, ModuleNotFoundError) and (extra := EXTRAS.get((error.name or "").partition(".")[0])):

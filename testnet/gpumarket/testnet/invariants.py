@@ -1,8 +1,8 @@
 """The invariants of the market, checked from outside at the end of a run: on the chain, in everybody's books, in logs and processes.
 
 Each check returns what it saw; a check that fails raises Broken with the numbers. They are the I1 .. I10 of the design: solvency, durable
-before visible, never two messages for one amount, bounded exposure, paid at most once, every job ends, billed as promised, bounded resources,
-no secret or prompt outside, fail closed.
+before visible, never two messages for one amount, bounded exposure, paid at most once, every job ends, billed as promised, bounded
+resources, no secret or prompt outside, fail closed.
 """
 
 from __future__ import annotations

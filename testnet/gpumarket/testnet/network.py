@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from gpumarket.contracts.deploy import AddressBook
-from gpumarket.core.signing import LocalKey
+from gpumarket.core.signing import LocalKey, market_domain
 from gpumarket.core.terms import ModelManifest
-from gpumarket.core.units import hex0x
+from gpumarket.core.units import hex0x, parse_address, parse_hash
 from gpumarket.sdk.lock import LockedModel, write_entry
-from gpumarket.testnet import chain, keys, settings_file
+from gpumarket.testnet import chain, keys, readiness, settings_file
 from gpumarket.testnet.anvil import Anvil
 from gpumarket.testnet.folder import Folder
 from gpumarket.testnet.models import fill_store
@@ -100,6 +100,8 @@ class Network:
         for name in self.names():
             self.start_role(name)
         await asyncio.gather(*(self.wait_ready(name) for name in self.names()))
+        self.report("waiting until every provider is proven and has its channel")
+        await self.wait_matchable(book)
         self.folder.write_manifest(self._describe(book))
 
     async def down(self) -> None:
@@ -124,6 +126,18 @@ class Network:
         self.ready[name] = document
         self.report(f"{name} is ready at {document.get('endpoint', '')}")
         return document
+
+    async def wait_matchable(self, book: AddressBook) -> None:
+        """Wait until the scheduler can match every provider. Raises NoProvider with the reasons."""
+        await readiness.wait_matchable(
+            endpoint=self.ready[SCHEDULER]["endpoint"],
+            tls_key_hash=parse_hash(self.ready[SCHEDULER]["tls_key_hash"]),
+            scheduler=self.wallets[SCHEDULER].address,
+            models=self.models.values(),
+            providers=len(self.plan.providers),
+            key=self.wallets[CLIENT],
+            domain=market_domain(book.chain_id, parse_address(book.registry)),
+        )
 
     def restart_chain(self) -> None:
         """Start the chain again from its state, on its port, after it was ended or killed."""
