@@ -18,7 +18,7 @@ from typing import Any
 import grpc.aio
 import structlog
 from grpc_health.v1 import health_pb2, health_pb2_grpc
-from grpc_health.v1.health import aio as health
+from grpc_health.v1.health import aio as health  # type: ignore[attr-defined]
 from grpc_reflection.v1alpha import reflection
 
 from gpumarket.core import keystore
@@ -28,8 +28,9 @@ from gpumarket.core.ports import SystemClock, SystemRandom
 from gpumarket.core.rpc import ServerIdentity, load_identity
 from gpumarket.core.settings import ChainSettings
 from gpumarket.core.signing import LocalKey
-from gpumarket.core.units import hex0x, parse_address
+from gpumarket.core.units import Money, hex0x, parse_address
 from gpumarket.p2p.link import Link, P2PSettings
+from gpumarket.scheduler import migrations
 from gpumarket.scheduler.market import Market, World
 from gpumarket.scheduler.ready import READY, redeem_on_request, write_json
 from gpumarket.scheduler.registration import Entry, ensure_registered
@@ -41,6 +42,8 @@ from gpumarket.settlement.redeem import RedeemPolicy
 from gpumarket.settlement.redeemer import Redeemer
 from gpumarket.v1 import market_pb2
 
+WORKING_SPOKES = 4
+"""Deposits for so many providers are taken from the test faucet, where it may be used at all."""
 _log = structlog.get_logger()
 
 
@@ -75,7 +78,8 @@ async def serve(settings: SchedulerSettings, chain_settings: ChainSettings, stop
             stack.push_async_callback(market.close)
             endpoint = await market.listen(around.identity, _more_services)
             entry = Entry(around.link.peer_id, around.identity.key_hash, endpoint, settings.stake_amount)
-            await ensure_registered(around.actions, around.follower, around.view, entry, faucet=settings.faucet)
+            capital = Money(WORKING_SPOKES * settings.spoke_deposit_amount)
+            await ensure_registered(around.actions, around.follower, around.view, entry, capital, faucet=settings.faucet)
             redeemer = _redeemer(settings, around, market)
             quiet = asyncio.Event()
             jobs = [market.run(quiet), around.follower.run(quiet), redeemer.run(quiet), _hear(around.link, market)]
@@ -94,6 +98,7 @@ async def serve(settings: SchedulerSettings, chain_settings: ChainSettings, stop
 async def _open(settings: SchedulerSettings, chain_settings: ChainSettings) -> AsyncIterator[_Around]:
     key = await asyncio.to_thread(lambda: keystore.load(settings.key_file, keystore.read_password(settings.password_file)))
     async with AsyncExitStack() as stack:
+        await asyncio.to_thread(migrations.upgrade, settings.database_url)
         journal = Journal(settings.database_url, metadata)
         journal.open()
         stack.push_async_callback(journal.close)
@@ -214,8 +219,9 @@ async def _failing_together(jobs: list[Coroutine[Any, Any, None]]) -> AsyncItera
 async def _first(stop: asyncio.Event, broken: asyncio.Future[None]) -> None:
     """Until `stop`; raises what broke."""
     stopping = asyncio.create_task(stop.wait())
+    waiting: list[asyncio.Future[Any]] = [stopping, broken]
     try:
-        await asyncio.wait([stopping, broken], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
     finally:
         stopping.cancel()
     if broken.done():

@@ -299,7 +299,7 @@ class Ledger:
             batch.add_spoke(spoke.state, spoke.provider, new=not spoke.stored, pays=spoke.state.vouchered > spoke.released)
         for provider in dirty.reputations:
             batch.add_reputation(provider, self.reputations[provider], new=provider not in self._stored_reputations)
-        batch.add_offers(dirty.offers)
+        batch.add_offers({digest: raw for digest, raw in dirty.offers.items() if digest not in self._stored_offers})
         return batch
 
     def _written(self, batch: records.Batch) -> None:

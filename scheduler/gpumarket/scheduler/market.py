@@ -1,7 +1,7 @@
 """The scheduler put together: ledger, book, desk, billing, heartbeats, behind one gRPC server. The daemon adds the world around it.
 
-Everything it needs comes in: signer, domains, chain view, journal, chain actions, clock, randomness. Tests build the same object with a view
-filled in memory.
+Everything it needs comes in: signer, domains, chain view, journal, chain actions, clock, randomness. Tests build the same object with a
+view filled in memory.
 """
 
 from __future__ import annotations

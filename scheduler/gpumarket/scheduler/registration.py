@@ -42,16 +42,19 @@ class Entry:
         return Money(max(0, self.stake - (node.stake if node is not None else 0)))
 
 
-async def ensure_registered(actions: Actions, follower: Follower, view: ChainView, entry: Entry, *, faucet: bool) -> None:
-    """Register and stake what differs, allow the contracts to pull tokens, wait for the confirmations. Raises OutOfFunds or ChainError."""
+async def ensure_registered(actions: Actions, follower: Follower, view: ChainView, entry: Entry, capital: Money, *, faucet: bool) -> None:
+    """Register and stake what differs, allow the contracts to pull tokens, wait for the confirmations. Raises OutOfFunds or ChainError.
+
+    `capital`: what channels to providers will need; the faucet is asked for it too, and its lack is only said.
+    """
     me = actions.sender.address
     await follower.sync()
     node = view.nodes.get(me)
     missing = entry.missing_stake(node)
+    await _fund(actions, missing, capital, faucet=faucet)
     if not entry.published(node) or missing:
         await _require_gas(actions)
         if missing:
-            await _fund(actions, missing, faucet=faucet)
             await actions.register_and_stake(SCHEDULER, entry.p2p_id, entry.tls_key_hash, entry.endpoint, missing)
         else:
             await actions.register(SCHEDULER, entry.p2p_id, entry.tls_key_hash, entry.endpoint)
@@ -66,17 +69,19 @@ async def _require_gas(actions: Actions) -> None:
         raise OutOfFunds(f"account {address} has nothing to pay gas with", hint=f"send some of the chain's own coin to {address}")
 
 
-async def _fund(actions: Actions, missing: Money, *, faucet: bool) -> None:
+async def _fund(actions: Actions, missing: Money, capital: Money, *, faucet: bool) -> None:
     balance = await actions.balance()
-    if balance < missing and faucet and actions.chain.book.chain_id == LOCAL_CHAIN_ID:
+    if balance < missing + capital and faucet and actions.chain.book.chain_id == LOCAL_CHAIN_ID:
         await actions.faucet()
         balance = await actions.balance()
+    address = hex0x(actions.sender.address)
     if balance < missing:
-        address = hex0x(actions.sender.address)
         raise OutOfFunds(
             f"the stake lacks {format_money(missing)}, account {address} has {format_money(balance)}",
             hint=f"send tokens to {address}, or lower [scheduler] stake",
         )
+    if balance < missing + capital:
+        _log.warning("low_capital", balance=format_money(balance), wanted=format_money(missing + capital))
 
 
 async def _confirmed(actions: Actions, follower: Follower, view: ChainView, entry: Entry) -> None:

@@ -54,8 +54,8 @@ class SchedulerSettings(Settings):
     channel_margin_seconds: int = 7_200
     """How long after a deadline a channel must still be open: check time, claim grace and an hour to redeem, twice."""
 
-    faucet: bool = False
-    """Take test tokens when the balance is short; works on a local chain only."""
+    faucet: bool = True
+    """Take test tokens when the balance is short. Only on the local test chain, where they are worth nothing."""
     redeem_gas_share: float = 0.01
     """Redeem clients' vouchers when gas costs at most this share of them."""
     redeem_margin_seconds: int = 6 * 3_600
