@@ -28,6 +28,8 @@ CLOSE_WINDOW_SECONDS = 600
 FAR = 2**39
 """An expiry that no test reaches."""
 ONE = 10**18
+_GAS = 20_000_000
+_GAS_PRICE = 10**10
 
 Account.enable_unaudited_hdwallet_features()
 
@@ -46,13 +48,11 @@ class Chain:
     disputes: LocalAccount
     _errors: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def send(self, call: Any, sender: LocalAccount, *, gas: int | None = None) -> Any:
-        """Send a contract call and return its receipt; a revert raises with the contract's own error."""
-        options: dict[str, Any] = {"from": sender.address}
-        if gas is not None:
-            options["gas"] = gas
-        receipt = self.w3.eth.wait_for_transaction_receipt(call.transact(options), poll_latency=0.005)
-        assert receipt["status"] == 1
+    def send(self, call: Any, sender: LocalAccount) -> Any:
+        """Send a contract call and return its receipt; fails the test when it reverts."""
+        options = {"from": sender.address, "gas": _GAS, "gasPrice": _GAS_PRICE}  # given, so that nothing is estimated first
+        receipt = self.w3.eth.wait_for_transaction_receipt(call.transact(options), poll_latency=0.002)
+        assert receipt["status"] == 1, "the call reverted"
         return receipt
 
     def refused(self, call: Any, sender: LocalAccount) -> tuple[str, tuple[Any, ...]]:
@@ -63,12 +63,12 @@ class Chain:
 
     def decode_error(self, error: Exception) -> tuple[str, tuple[Any, ...]]:
         """Name and arguments of a custom error."""
-        data = next(
-            re.findall(r"0x[0-9a-fA-F]{8,}", str(part))[0] for part in (getattr(error, "data", None), error) if part and "0x" in str(part)
-        )
-        entry = self.error_entries()[data[:10]]
+        data = str(getattr(error, "data", "") or error)
+        found = re.search(r"0x[0-9a-fA-F]{8,}", data)
+        assert found, f"no custom error in {error!r}"
+        entry = self.error_entries()[found[0][:10]]
         types = [item["type"] for item in entry["inputs"]]
-        return entry["name"], self.w3.codec.decode(types, bytes.fromhex(data[10:]))
+        return entry["name"], tuple(self.w3.codec.decode(types, bytes.fromhex(found[0][10:])))
 
     def error_entries(self) -> dict[str, dict[str, Any]]:
         """Every custom error of our contracts by its selector."""
@@ -102,10 +102,13 @@ class Chain:
         return account
 
     def stranger(self) -> LocalAccount:
-        """A fresh account with coin for gas."""
-        account = Account.create()
+        """A fresh account that can send transactions."""
+        return self.adopt(Account.create())
+
+    def adopt(self, account: LocalAccount) -> LocalAccount:
+        """Give an account coin for gas, and have the chain sign for it."""
         self.anvil.rpc("anvil_setBalance", account.address, hex(10**20))
-        self.w3.middleware_onion.add(_signing(account))
+        self.anvil.rpc("anvil_impersonateAccount", account.address)
         return account
 
     def balance(self, who: str) -> int:
@@ -148,12 +151,6 @@ def signature(entry: dict[str, Any]) -> str:
 def selector(entry: dict[str, Any]) -> str:
     """First four bytes of an error's hash, 0x text."""
     return "0x" + Web3.keccak(text=signature(entry))[:4].hex()
-
-
-def _signing(account: LocalAccount) -> Any:
-    from web3.middleware import SignAndSendRawMiddlewareBuilder
-
-    return SignAndSendRawMiddlewareBuilder.build(account)
 
 
 async def _deploy(url: str, account: LocalAccount, disputes: str) -> AddressBook:

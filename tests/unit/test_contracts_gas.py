@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from eth_account import Account
-
 from contracts_fixtures import FAR, ONE, Chain, compact, contracts_chain
+from eth_account import Account
 
 __all__ = ["contracts_chain"]
 
