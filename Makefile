@@ -52,7 +52,7 @@ proto: $(STAMP)
 	  --mypy_out=quiet:proto --mypy_grpc_out=quiet:proto $(PROTOS)
 
 contracts: $(STAMP)
-	PATH="$$PATH:$(CURDIR)/$(BIN)" npm --prefix contracts ci --ignore-scripts
+	PATH="$$PATH:$(CURDIR)/$(BIN)" npm --prefix contracts install --no-save --ignore-scripts --no-audit --no-fund
 	cd contracts && PATH="$$PATH:$(CURDIR)/$(BIN)" node compile.cjs
 
 clean:
