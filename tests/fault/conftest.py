@@ -1,0 +1,22 @@
+"""One testnet for the fault tests of the market: each test leaves it as it found it, whatever it kills."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+
+import pytest
+from fault_market import FaultMarket, plan
+
+from gpumarket.testnet.network import Network
+
+
+@pytest.fixture(scope="package")
+def market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultMarket]:
+    """A chain, a scheduler and two providers, up. Started from the main thread, with which its processes die."""
+    network = Network(tmp_path_factory.mktemp("market"), plan())
+    try:
+        asyncio.run(network.up())
+        yield FaultMarket(network)
+    finally:
+        asyncio.run(network.down())

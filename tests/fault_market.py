@@ -1,0 +1,339 @@
+"""A market of real processes for the fault tests: one testnet, a client, the books of everybody, and the invariants at the end.
+
+Everything here looks from outside: at the roles' processes, their journals and the chain. It never reaches into a role.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from gpumarket.core.codec import from_proto, parse
+from gpumarket.core.settings import ChainSettings, load
+from gpumarket.core.terms import Ack, Lease, output_chain
+from gpumarket.core.units import Address, Hash, Money
+from gpumarket.node.tables import SETTLED
+from gpumarket.scheduler.lifecycle import AttemptState
+from gpumarket.sdk import Client
+from gpumarket.sdk.settings import ClientSettings
+from gpumarket.sdk.streaming import ChatStream
+from gpumarket.settlement.chain import Chain, connect
+from gpumarket.testnet import chain_facts, invariants, ledgers
+from gpumarket.testnet.network import CLIENT, SCHEDULER, Network
+from gpumarket.testnet.plan import TINY_LLAMA, ModelPlan, Plan, ProviderPlan
+from gpumarket.testnet.processes import clean_environment
+from gpumarket.v1 import terms_pb2 as pb
+
+PATIENCE_SECONDS = 90.0
+"""Longest wait for anything: generous, since nothing here measures time."""
+POLL_SECONDS = 0.1
+JOB_SECONDS = 60
+SLOTS, QUEUE = 2, 1
+PROMPTS = [f"Count the ways in which a market of machines can fail, number {n}, and what each of them costs." for n in range(12)]
+MAX_TOKENS = 192
+
+
+def plan(providers: int = 2) -> Plan:
+    """Providers that sell the small Llama only; times short enough that everything is decided while a test waits."""
+    sellers = tuple(
+        ProviderPlan(
+            f"provider-{n + 1}",
+            (ModelPlan(TINY_LLAMA, f"0.05{n}", f"0.20{n}", warm=True),),
+            settings={"queue_limit": QUEUE},
+        )
+        for n in range(providers)
+    )
+    scheduler = {"check_seconds": 2, "claim_grace_seconds": 5}
+    client = {"check_probability": 0.0, "job_seconds": JOB_SECONDS}
+    return Plan(sellers, scheduler=scheduler, client=client)
+
+
+@dataclass(frozen=True, slots=True)
+class Books:
+    """What everybody has written down, at one moment."""
+
+    scheduler: ledgers.SchedulerBooks
+    providers: Mapping[str, ledgers.ProviderBooks]
+    client: ledgers.ClientBooks
+
+
+class FaultMarket:
+    """The testnet under test, and what tests ask of it."""
+
+    def __init__(self, network: Network) -> None:
+        self.network = network
+        self._prompt = ""
+
+    # --- who is who ----------------------------------------------------------------------------------------------------------
+
+    @property
+    def providers(self) -> list[str]:
+        return [name for name in self.network.names() if name != SCHEDULER]
+
+    def name_of(self, address: bytes) -> str:
+        """The role with this wallet."""
+        return next(name for name, key in self.network.wallets.items() if key.address == address)
+
+    def address(self, name: str) -> Address:
+        return self.network.wallets[name].address
+
+    def pid(self, name: str) -> int:
+        return self.network.processes.roles[name].process.pid
+
+    def child(self, name: str, module: str) -> psutil.Process:
+        """The child process of a role that runs a module."""
+        return next(c for c in psutil.Process(self.pid(name)).children(recursive=True) if module in c.cmdline())
+
+    # --- client --------------------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def client(self, **changes: Any) -> AsyncIterator[Client]:
+        """The testnet's client in this process."""
+        file = self.network.client_config
+        async with Client(load(ClientSettings, file=file, flags=changes, env={}), load(ChainSettings, file=file, env={})) as client:
+            yield client
+
+    async def long_prompt(self, client: Client) -> str:
+        """A prompt whose greedy answer fills MAX_TOKENS, so that a job with it can be caught in the middle."""
+        if not self._prompt:
+            for prompt in PROMPTS:
+                answer = await client.chat(TINY_LLAMA, prompt, max_tokens=MAX_TOKENS, temperature=0.0)
+                if answer.finish_reason == "length":
+                    self._prompt = prompt
+                    break
+        assert self._prompt, "no prompt gives a long answer"
+        return self._prompt
+
+    async def begin(self, client: Client) -> tuple[ChatStream, list[str], str]:
+        """A chat in the middle of its answer: (stream, pieces so far, the provider that serves it). It rests until it is read on.
+
+        A provider goes one window (32 tokens) ahead of the acks, and acks are sent while the stream is read: it cannot end meanwhile.
+        """
+        prompt = await self.long_prompt(client)
+        stream = client.chat(TINY_LLAMA, prompt, stream=True, max_tokens=MAX_TOKENS, temperature=0.0)
+        pieces = [await anext(stream.__aiter__())]
+        (running,) = [row for row in self.books().client.attempts if not row.reason]
+        return stream, pieces, self.name_of(running.provider)
+
+    # --- books ---------------------------------------------------------------------------------------------------------------
+
+    def books(self) -> Books:
+        state = self.network.folder.state
+        return Books(
+            ledgers.scheduler_books(state(SCHEDULER)),
+            {name: ledgers.provider_books(state(name)) for name in self.providers},
+            ledgers.client_books(state(CLIENT)),
+        )
+
+    # --- restarts ------------------------------------------------------------------------------------------------------------
+
+    async def restart(self, name: str) -> None:
+        """Start a role that was ended, and wait until it is ready."""
+        self.network.start_role(name)
+        await self.network.wait_ready(name)
+
+    async def matchable(self) -> None:
+        """Wait until the scheduler can match every provider again."""
+        async with self.chain() as chain:
+            await self.network.wait_matchable(chain.book)
+
+    # --- chain ---------------------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def chain(self) -> AsyncIterator[Chain]:
+        chain = await connect(load(ChainSettings, file=self.network.client_config, env={}))
+        try:
+            yield chain
+        finally:
+            await chain.close()
+
+    async def balance(self, name: str) -> Money:
+        """Tokens in a role's wallet."""
+        async with self.chain() as chain:
+            return await chain_facts.balance(chain, self.address(name))
+
+    # --- the end of a test ---------------------------------------------------------------------------------------------------
+
+    async def settle(self) -> None:
+        """Wait until every claim and every job is decided, and every voucher redeemed."""
+        await until(self._decided, "claims or jobs are still open")
+        for name in self.network.names():
+            self.network.processes.signal(name, signal.SIGUSR1)
+        await until(self._redeemed, "vouchers are not redeemed")
+
+    async def check_invariants(self) -> None:
+        """Settle, then I1 .. I10 from outside."""
+        await self.settle()
+        async with self.chain() as chain:
+            people = tuple(key.address for key in self.network.wallets.values())
+            found = invariants.check_all(await self._evidence(chain, await chain_facts.read_facts(chain, people)))
+        broken = {name: seen for name, (holds, seen) in found.items() if not holds}
+        assert not broken, broken
+
+    async def _decided(self) -> bool:
+        books = self.books()
+        claims = all(row.state in SETTLED for book in books.providers.values() for row in book.attempts)
+        ledger = books.scheduler
+        quiet = not any(row.reserved for row in ledger.spokes) and not any(row.open or row.held for row in ledger.client_channels)
+        return claims and quiet and not any(row.live for row in ledger.jobs)
+
+    async def _redeemed(self) -> bool:
+        books = self.books()
+        async with self.chain() as chain:
+            facts = await chain_facts.read_facts(chain, ())
+        owed = {Hash(row.channel): row.cumulative for book in books.providers.values() for row in book.vouchers}
+        owed |= {Hash(row.id): row.used for row in books.scheduler.client_channels}
+        return all(facts.channels[channel].claimed >= amount for channel, amount in owed.items())
+
+    async def _evidence(self, chain: Chain, facts: chain_facts.ChainFacts) -> invariants.Evidence:
+        books = self.books()
+        network = self.network
+        pids = [role.process.pid for role in network.processes.roles.values()]
+        family = [child.pid for pid in pids for child in psutil.Process(pid).children(recursive=True)]
+        secrets = [prompt[:48].encode() for prompt in PROMPTS]
+        secrets += [file.read_bytes().strip() for file in network.folder.keys.glob("*.password")]
+        secrets += [key.secret.hex().encode() for key in network.wallets.values()]
+        return invariants.Evidence(
+            domain=chain.market_domain,
+            chain=facts,
+            scheduler_address=self.address(SCHEDULER),
+            scheduler=books.scheduler,
+            providers={self.address(name): book for name, book in books.providers.items()},
+            client=books.client,
+            client_limit=load(ClientSettings, file=network.client_config, env={}).exposure_limit,
+            secrets=secrets,
+            places=invariants.log_places(network.folder.logs) + invariants.process_places([*pids, *family]),
+            processes=len(pids) + len(family),
+            refusals={"a forged voucher": await self._refuses_forged_voucher(chain, facts)},
+        )
+
+    async def _refuses_forged_voucher(self, chain: Chain, facts: chain_facts.ChainFacts) -> bool:
+        from web3.exceptions import ContractLogicError
+
+        channel = next(iter(facts.channels.values()))
+        signature = self.network.wallets[self.providers[0]].sign_digest(bytes(32))
+        try:
+            await chain.channels.functions.redeem(channel.id, channel.deposit, signature).call()
+        except ContractLogicError:
+            return True
+        return False
+
+    # --- command line --------------------------------------------------------------------------------------------------------
+
+    async def cli(self, *argv: str, config: Path | None = None, env: Mapping[str, str] | None = None) -> CliAnswer:
+        """Run `gpumarket ... -o json` as a user would, with the client's settings."""
+        command = [sys.executable, "-m", "gpumarket.cli.main", *argv, "-o", "json", "--config", str(config or self.network.client_config)]
+        return await run_cli(command, env or {})
+
+
+@dataclass(frozen=True, slots=True)
+class CliAnswer:
+    """How a command ended."""
+
+    code: int
+    document: Any
+    stderr: str
+
+    @property
+    def error(self) -> dict[str, Any]:
+        found: dict[str, Any] = self.document["error"]
+        return found
+
+
+async def run_cli(command: Sequence[str], env: Mapping[str, str]) -> CliAnswer:
+    """Run a command line to its end; it is killed with the test."""
+    process = await asyncio.create_subprocess_exec(
+        *command,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**clean_environment(), **env},
+    )
+    try:
+        stdout, stderr = await asyncio.wait_for(process.communicate(), PATIENCE_SECONDS)
+    finally:
+        if process.returncode is None:
+            process.kill()
+            await process.wait()
+    assert process.returncode is not None
+    assert stdout, f"no document on stdout; stderr: {stderr.decode()}"
+    return CliAnswer(process.returncode, json.loads(stdout), stderr.decode())
+
+
+async def until(condition: Callable[[], Awaitable[bool]], otherwise: str) -> None:
+    """Wait for a condition. Raises AssertionError after PATIENCE_SECONDS."""
+    deadline = time.monotonic() + PATIENCE_SECONDS
+    while not await condition():
+        assert time.monotonic() < deadline, otherwise
+        await asyncio.sleep(POLL_SECONDS)
+
+
+def attempts_of(books: Books, job: bytes) -> list[Any]:
+    """The scheduler's attempts of a job, first to last."""
+    return sorted((row for row in books.scheduler.attempts if row.job == job), key=lambda row: row.number)
+
+
+def tokens_of(market: FaultMarket, job: bytes) -> list[bytes]:
+    """The output of a job as the client journaled it. Asserts that no item is there twice and none is missing."""
+    from sqlalchemy import create_engine, select
+
+    from gpumarket.sdk.tables import OUTPUTS
+
+    engine = create_engine(f"sqlite:///file:{market.network.folder.state(CLIENT) / 'journal.db'}?mode=ro&uri=true")
+    try:
+        with engine.connect() as connection:
+            rows = connection.execute(select(OUTPUTS).where(OUTPUTS.c.job == job).order_by(OUTPUTS.c.first)).all()
+    finally:
+        engine.dispose()
+    items: list[bytes] = []
+    for row in rows:
+        assert row.first == len(items), f"output {row.first} follows {len(items)} items"
+        items += [row.data[i : i + 4] for i in range(0, len(row.data), 4)]
+    return items
+
+
+def last_ack(market: FaultMarket, job: bytes) -> tuple[Ack, Lease]:
+    """The client's last ack of a job and the lease that it is of."""
+    rows = [row for row in market.books().client.attempts if row.job == job and row.ack]
+    newest = max(rows, key=lambda row: row.number)
+    ack = from_proto(Ack, parse(pb.SignedAck, newest.ack).ack)
+    return ack, from_proto(Lease, parse(pb.SignedLease, newest.lease).lease)
+
+
+def assert_delivered_once(market: FaultMarket, job: bytes) -> list[bytes]:
+    """Every token was delivered exactly once, and the client acked just these: the chain hash of the journal is that of the last ack."""
+    tokens = tokens_of(market, job)
+    ack, lease = last_ack(market, job)
+    assert lease.prefix_units + ack.units == len(tokens)
+    assert ack.output_hash == output_chain(tokens)
+    return tokens
+
+
+def assert_paid_once(market: FaultMarket, job: bytes, units: int) -> None:
+    """The attempts of a finished job earned exactly the units delivered, each at its own lease's prices, within the maximum."""
+    from gpumarket.core.terms import JobSpec
+    from gpumarket.settlement.pricing import attempt_amount
+
+    books = market.books()
+    (row,) = [row for row in books.scheduler.jobs if row.key == job]
+    spec = from_proto(JobSpec, parse(pb.JobOrder, row.job_order).spec)
+    attempts = attempts_of(books, job)
+    assert sum(a.units for a in attempts) == units
+    assert [a.complete for a in attempts] == [False] * (len(attempts) - 1) + [True]
+    for attempt in attempts:
+        lease = from_proto(Lease, parse(pb.SignedLease, attempt.signed_lease).lease)
+        earned = attempt_amount(lease, prompt_units=spec.prompt_units, units=attempt.units, complete=attempt.complete)
+        assert attempt.amount == earned
+        assert attempt.state == (AttemptState.OWED if earned else AttemptState.CLOSED)
+    assert sum(a.amount for a in attempts) <= spec.max_amount
