@@ -49,7 +49,8 @@ def decide_embed(profile: VerificationProfile, delivered: Sequence[bytes], recom
     for index, (ours, theirs) in enumerate(zip(delivered, recomputed, strict=True)):
         if not ours or len(ours) % 4 or len(ours) != len(theirs):
             return _mismatch(f"row {index}: {len(ours)} bytes delivered, {len(theirs)} recomputed")
-        difference = np.abs(_floats(ours) - _floats(theirs)).max()
+        with np.errstate(invalid="ignore", over="ignore"):  # judged on the next line
+            difference = np.abs(_floats(ours) - _floats(theirs)).max()
         if not np.isfinite(difference):
             return _mismatch(f"row {index} holds a value that is not finite")
         if difference > worst:
