@@ -105,7 +105,7 @@ async def _top_up(
     desk: Desk, job: store.StoredJob, channel: PaidChannelState, refusal: OutOfFunds, give_up_at: float
 ) -> pb.SignedVoucher | None:
     """The scheduler reckons with more than our books: jobs whose provider has not billed yet still hold their maximum there."""
-    channel.report, channel.reported = Report.of(await desk.hub.account(channel.id)), True
+    channel.report, channel.reported = await _reported(desk, channel, give_up_at), True
     before, late = channel.voucher, desk.clock.monotonic() > give_up_at
     voucher: pb.SignedVoucher | None = None
     try:
@@ -118,6 +118,17 @@ async def _top_up(
             raise refusal
         await asyncio.sleep(FUNDS_PAUSE_SECONDS)
     return voucher
+
+
+async def _reported(desk: Desk, channel: PaidChannelState, give_up_at: float) -> Report:
+    """The scheduler's account. A channel that was just opened may still be unknown there: its view of the chain is a moment behind ours."""
+    while True:
+        try:
+            return Report.of(await desk.hub.account(channel.id))
+        except OutOfFunds:
+            if desk.clock.monotonic() > give_up_at:
+                raise
+        await asyncio.sleep(FUNDS_PAUSE_SECONDS)
 
 
 def _nothing(_connection: Connection) -> None:
