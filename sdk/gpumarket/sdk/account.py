@@ -16,7 +16,7 @@ from sqlalchemy import Connection, Row, delete, insert, select, update
 
 from gpumarket.core.codec import voucher_proto
 from gpumarket.core.errors import JournalError, OutOfFunds
-from gpumarket.core.ports import Clock
+from gpumarket.core.ports import Clock, Random
 from gpumarket.core.signing import Signer
 from gpumarket.core.terms import Voucher
 from gpumarket.core.units import Address, Hash, Money, format_money, money_from_bytes
@@ -104,8 +104,9 @@ def voucher_for(channel: PaidChannelState, maximum: Money, limit: Money, *, by_r
 class Account:
     """Channels of one wallet, kept in the journal and on chain."""
 
-    def __init__(self, journal: Journal, chain: ChainPort, signer: Signer, settings: ClientSettings, clock: Clock) -> None:
-        self._journal, self._chain, self._signer, self._settings, self._clock = journal, chain, signer, settings, clock
+    def __init__(self, journal: Journal, chain: ChainPort, signer: Signer, settings: ClientSettings, clock: Clock, random: Random) -> None:
+        self._journal, self._chain, self._signer, self._settings = journal, chain, signer, settings
+        self._clock, self._random = clock, random
         self._channels: dict[Hash, PaidChannelState] = {}
         self._opening, self._raising = asyncio.Lock(), asyncio.Lock()
 
@@ -209,7 +210,7 @@ class Account:
         await self.require_balance(amount)
         values = {
             "scheduler": scheduler,
-            "label": f"open channel to 0x{scheduler.hex()} at {now}",
+            "label": f"open channel {self._random.token(8).hex()}",
             "amount": amount,
             "expires_at": now + self._settings.channel_days * store.DAY_SECONDS,
         }

@@ -98,7 +98,8 @@ class Purchase:
     async def _verdict(self, job: Hash) -> Verdict:
         billed = self.desk.journal.read(lambda c: _billed(c, job))
         left = None if self.ask.max_cost is None else Money(max(0, self.ask.max_cost - billed - self.spent_on_checks))
-        verdict = await Checker(self.desk, self.ask, job, left).conclude()
+        distrusted = [r.provider for r in self.rejected]  # whoever was just outvoted is no help as a checker
+        verdict = await Checker(self.desk, self.ask, job, left, asked=distrusted).conclude()
         self.spent_on_checks += verdict.cost
         return verdict
 

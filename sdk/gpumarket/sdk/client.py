@@ -28,10 +28,11 @@ from gpumarket.sdk.account import Account
 from gpumarket.sdk.buying import Bought, Purchase
 from gpumarket.sdk.chain_port import ChainPort
 from gpumarket.sdk.constraints import Constraints
-from gpumarket.sdk.desk import Desk
+from gpumarket.sdk.desk import Desk, log_to_stderr
 from gpumarket.sdk.hub import Hub
-from gpumarket.sdk.lock import LockedModel, read_lock
-from gpumarket.sdk.models import LoadedModel, Models
+from gpumarket.sdk.lock import LockedModel, find, read_lock
+from gpumarket.sdk.model_files import LoadedModel
+from gpumarket.sdk.models import Models
 from gpumarket.sdk.peers import Peers
 from gpumarket.sdk.requests import Body, Sampling, chat_body, completion_body, embed_body, warnings_to_json
 from gpumarket.sdk.results import AccountView, ChatResult, EmbedResult, JobResult, JobSummary, OfferView, Quote
@@ -201,7 +202,7 @@ class Client:
 
     async def offers(self, model: str | Hash | None = None) -> list[OfferView]:
         """What is on sale: of one model (alias or digest), or everything the scheduler knows."""
-        digest = read_lock(self.settings.lock_file)[model].digest if isinstance(model, str) else model
+        digest = find(self.settings.lock_file, model).digest if isinstance(model, str) else model
         return await offers.views(self.desk, digest)
 
     def models(self) -> list[LockedModel]:
@@ -252,6 +253,7 @@ class Client:
 
     async def _open(self, stack: AsyncExitStack) -> Desk:
         settings = self.settings
+        log_to_stderr()
         state = stack.enter_context(StateFolder(settings.state))
         key = self._key or self._unlock()
         journal = Journal(f"sqlite:///{(state / 'journal.db').resolve()}", METADATA)
@@ -276,7 +278,7 @@ class Client:
         hub, peers = hub_to(scheduler, settings.patience_seconds), Peers()
         stack.push_async_callback(hub.close)
         stack.push_async_callback(peers.close)
-        account = Account(journal, chain, key, settings, self._clock)
+        account = Account(journal, chain, key, settings, self._clock, self._random)
         desk = Desk(settings, key, chain, journal, account, hub, peers, self._clock, self._random)
         stack.push_async_callback(desk.settle)
         await self._tidy(desk)
@@ -353,7 +355,7 @@ class Client:
             constraints, explain = options.get("constraints", _NO_CONSTRAINTS), options.get("explain", False)
             ask = self._ask(loaded, body_of(loaded, sampling), options.get("max_cost"), constraints, explain)
             codecs.append(loaded.codec)
-            return Purchase(self.desk, ask), loaded.codec, frozenset(loaded.stop_tokens)
+            return Purchase(self.desk, ask), loaded.codec, frozenset(loaded.files.stop_tokens)
 
         def build(bought: Bought) -> ChatResult:
             result = outcomes.build(self.desk, bought, codecs[0])
@@ -380,8 +382,7 @@ class Client:
         stored = self.desk.journal.read(lambda c: store.load_job(c, bought.job))
         if stored is None or stored.task is not Task.GENERATE:
             return None
-        entry = LockedModel(stored.alias, stored.spec.model, stored.task, "", 1)
-        return (await self._models_.by_digest(entry)).codec
+        return (await self._models_.files(stored.spec.model)).codec
 
 
 def _conversation(prompt: str | None, messages: Messages | None) -> Messages:

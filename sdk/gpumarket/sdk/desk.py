@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import logging
+import sys
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +24,14 @@ from gpumarket.sdk.settings import ClientSettings
 from gpumarket.settlement.journal import Journal
 
 log = structlog.get_logger()
+
+
+def log_to_stderr() -> None:
+    """Warnings to stderr, where the program has not said otherwise: a library must not write between its user's output."""
+    if not structlog.is_configured():
+        structlog.configure(
+            wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING), logger_factory=structlog.PrintLoggerFactory(sys.stderr)
+        )
 
 
 @dataclass(slots=True)

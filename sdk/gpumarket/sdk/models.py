@@ -1,4 +1,4 @@
-"""The small files of a model, by digest: fetched from any provider that sells it, verified, kept, and turned into tokenizer and template.
+"""The small files of a model, by digest: fetched from any provider that sells it, verified, kept.
 
 A provider may lie about them as it likes: the manifest must hash to the digest that the lock file names, and each file to the
 manifest's entry. Weights are never fetched.
@@ -7,11 +7,7 @@ manifest's entry. Weights are never fetched.
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from collections.abc import Iterable
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +21,7 @@ from gpumarket.core.units import Hash, hex0x
 from gpumarket.sdk import offers
 from gpumarket.sdk.desk import Desk, log
 from gpumarket.sdk.lock import LockedModel, find, write_entry
-from gpumarket.sdk.template import ChatTemplate, special_tokens, template_source
-from gpumarket.sdk.tokens import TextCodec
+from gpumarket.sdk.model_files import LoadedModel, ModelFiles
 from gpumarket.v1 import provider_pb2 as ppb
 from gpumarket.v1 import provider_pb2_grpc as pgrpc
 from gpumarket.v1 import terms_pb2 as pb
@@ -44,81 +39,37 @@ FILE_BYTES_MAX = 64 * 1024 * 1024
 BLOB_SECONDS = 60.0
 
 
-@dataclass(frozen=True)
-class LoadedModel:
-    """A model as the client uses it. `files` are the verified small files by path."""
-
-    entry: LockedModel
-    files: dict[str, bytes]
-
-    @cached_property
-    def codec(self) -> TextCodec:
-        """Its tokenizer. Raises ConfigError when the model brings none."""
-        if "tokenizer.json" not in self.files:
-            raise ConfigError(f"model {self.entry.name} has no tokenizer.json", hint="its owner must publish it with one")
-        return TextCodec(self.files["tokenizer.json"])
-
-    @cached_property
-    def template(self) -> ChatTemplate:
-        """Its chat template. Raises ConfigError when the model brings none."""
-        separate = self.files.get("chat_template.jinja")
-        config = self._json("tokenizer_config.json")
-        source = template_source(config, separate.decode() if separate is not None else None)
-        if source is None:
-            raise ConfigError(f"model {self.entry.name} has no chat template", hint="use complete() with a raw prompt")
-        return ChatTemplate(source, special_tokens(config))
-
-    @cached_property
-    def stop_tokens(self) -> tuple[int, ...]:
-        """Ids that end an answer: eos of the generation settings, the configuration and the tokenizer."""
-        found: set[int] = set()
-        for name in ("generation_config.json", "config.json"):
-            value = self._json(name).get("eos_token_id")
-            found.update(v for v in (value if isinstance(value, list) else [value]) if isinstance(v, int) and v >= 0)
-        text = special_tokens(self._json("tokenizer_config.json"))["eos_token"]
-        if text and (token := self.codec.token_id(text)) is not None:
-            found.add(token)
-        return tuple(sorted(found))
-
-    def _json(self, name: str) -> dict[str, Any]:
-        if name not in self.files:
-            return {}
-        try:
-            value = json.loads(self.files[name])
-        except ValueError as error:
-            raise ConfigError(f"{name} of model {self.entry.name} is not JSON: {error}", hint="its owner must publish it anew") from error
-        return value if isinstance(value, dict) else {}
-
-
 class Models:
     """Aliases of the lock file, and the cache of small files in the state folder."""
 
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
-        self._loaded: dict[Hash, LoadedModel] = {}
+        self._files: dict[Hash, ModelFiles] = {}
 
     async def load(self, name: str, task: Task | None = None) -> LoadedModel:
-        """The model behind an alias. Raises UnknownModel, or ConfigError when it does another task."""
+        """The model behind an alias. Raises UnknownModel, or ConfigError when it does another task or the lock file contradicts it."""
         entry = find(self._desk.settings.lock_file, name)
         if task is not None and entry.task is not task:
             verb = {Task.EMBED: "embed()", Task.GENERATE: "chat() or complete()"}[entry.task]
             raise ConfigError(f"model {name} is for {entry.task.name.lower()}", hint=f"call {verb} with it")
-        return await self.by_digest(entry)
+        files = await self.files(entry.digest)
+        if LockedModel.of(name, files.manifest) != entry:
+            raise ConfigError(
+                f"the lock file's entry for {name} is not what its digest stands for",
+                hint=f"gpumarket model add {name} {hex0x(entry.digest)}",
+            )
+        return LoadedModel(entry, files)
 
-    async def by_digest(self, entry: LockedModel) -> LoadedModel:
-        """The model of a lock entry, its files fetched when they are not here yet."""
-        found = self._loaded.get(entry.digest)
-        if found is None:
-            files = self._cached(entry.digest) or (await self._fetch(entry.digest))[1]
-            found = self._loaded[entry.digest] = LoadedModel(entry, files)
-        return found
+    async def files(self, digest: Hash) -> ModelFiles:
+        """The small files of a model, fetched when they are not here yet."""
+        if digest not in self._files:
+            self._files[digest] = self._cached(digest) or await self._fetch(digest)
+        return self._files[digest]
 
     async def add(self, name: str, digest: Hash) -> LockedModel:
         """Fetch and verify a model's small files and write the alias into the lock file."""
-        manifest, files = await self._fetch(digest)
-        entry = LockedModel.of(name, manifest)
+        entry = LockedModel.of(name, (await self.files(digest)).manifest)
         write_entry(self._desk.settings.lock_file, entry)
-        self._loaded[digest] = LoadedModel(entry, files)
         return entry
 
     # --- cache -------------------------------------------------------------------------------------------------------------
@@ -126,7 +77,7 @@ class Models:
     def _folder(self, digest: Hash) -> Path:
         return self._desk.settings.state / "models" / digest.hex()
 
-    def _cached(self, digest: Hash) -> dict[str, bytes] | None:
+    def _cached(self, digest: Hash) -> ModelFiles | None:
         """Files of the cache, hashed again; None when anything is missing or was changed (it is fetched anew)."""
         folder = self._folder(digest)
         try:
@@ -138,7 +89,7 @@ class Models:
         if changed:
             log.warning("model_cache_changed", model=hex0x(digest))
             return None
-        return files
+        return ModelFiles(manifest, files)
 
     def _keep(self, manifest: ModelManifest, files: dict[str, bytes]) -> None:
         folder = self._folder(manifest.digest)
@@ -149,7 +100,7 @@ class Models:
 
     # --- fetching ----------------------------------------------------------------------------------------------------------
 
-    async def _fetch(self, digest: Hash) -> tuple[ModelManifest, dict[str, bytes]]:
+    async def _fetch(self, digest: Hash) -> ModelFiles:
         """From the first provider that has it and tells the truth. Raises UnknownModel with each provider's failure."""
         sellers = await offers.views(self._desk, digest)
         failures: list[str] = []
@@ -164,7 +115,7 @@ class Models:
                 failures.append(f"{hex0x(seller.provider)}: {error.message}")
                 continue
             self._keep(manifest, files)
-            return manifest, files
+            return ModelFiles(manifest, files)
         tried = "; ".join(failures) or "nobody sells it now"
         raise UnknownModel(f"model {hex0x(digest)} could not be fetched: {tried}", hint="gpumarket market ls shows what is on sale")
 
@@ -205,8 +156,3 @@ def _write(path: Path, data: bytes) -> None:
         file.flush()
         os.fsync(file.fileno())
     temporary.replace(path)
-
-
-def known_digests(entries: Iterable[LockedModel]) -> dict[Hash, LockedModel]:
-    """Lock entries by digest."""
-    return {entry.digest: entry for entry in entries}

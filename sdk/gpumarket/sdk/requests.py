@@ -8,7 +8,7 @@ from typing import Any
 
 from gpumarket.core.errors import ConfigError
 from gpumarket.core.units import PER_MILLION
-from gpumarket.sdk.models import LoadedModel
+from gpumarket.sdk.model_files import LoadedModel
 from gpumarket.sdk.results import InputTruncated, OutputLimited, Warnings
 from gpumarket.v1 import terms_pb2 as pb
 
@@ -63,7 +63,7 @@ def embed_body(model: LoadedModel, texts: Sequence[str]) -> Body:
 
 def chat_body(model: LoadedModel, messages: Sequence[Mapping[str, str]], sampling: Sampling) -> Body:
     """The rendered conversation; its template brings the special tokens itself."""
-    return _generate(model, model.template.render(messages), sampling, special_tokens=False)
+    return _generate(model, model.files.template.render(messages), sampling, special_tokens=False)
 
 
 def completion_body(model: LoadedModel, prompt: str, sampling: Sampling) -> Body:
@@ -90,7 +90,7 @@ def _generate(model: LoadedModel, text: str, sampling: Sampling, *, special_toke
     request = pb.GenerateRequest(
         prompt=ids,
         max_tokens=allowed,
-        stop_tokens=model.stop_tokens,
+        stop_tokens=model.files.stop_tokens,
         temperature_milli=round(sampling.temperature * 1_000),
         top_p_ppm=max(1, round(sampling.top_p * PER_MILLION)),
     )

@@ -20,7 +20,7 @@ from gpumarket.core.codec import signed_ack
 from gpumarket.core.errors import BadSignature, GpumarketError, NetworkError, ProtocolError, Unreachable
 from gpumarket.core.terms import Ack, Task
 from gpumarket.core.units import Address, Hash, Money, hex0x
-from gpumarket.sdk import store
+from gpumarket.sdk import leasing, store
 from gpumarket.sdk.account import PaidChannelState, bill
 from gpumarket.sdk.desk import Desk, log
 from gpumarket.sdk.infer_stream import InferStream, Lost, finished_receipt, frame_items, open_message
