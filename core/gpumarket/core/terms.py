@@ -13,8 +13,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, fields
 from typing import Annotated, Any, ClassVar, TypeVar, dataclass_transform, get_type_hints
 
-from Crypto.Hash import keccak as _keccak
-
+from gpumarket.core import keccak as _keccak
 from gpumarket.core.units import MONEY_MAX, ZERO_HASH, Address, Hash, Money
 
 T = TypeVar("T", bound="Term")
@@ -22,7 +21,7 @@ T = TypeVar("T", bound="Term")
 
 def keccak256(data: bytes) -> Hash:
     """Keccak-256 as Ethereum uses it."""
-    return Hash(_keccak.new(digest_bits=256, data=data).digest())
+    return Hash(_keccak.digest(data))
 
 
 class Task(enum.IntEnum):

@@ -6,14 +6,11 @@ transaction first, because a payer's key must never sign two statements for one 
 
 from __future__ import annotations
 
-from Crypto.Hash import keccak as _keccak
-
 from gpumarket.core.errors import BadSignature
 from gpumarket.core.signing import Domain, Signer, recover
-from gpumarket.core.terms import Close, Voucher
+from gpumarket.core.terms import Close, Voucher, keccak256
 from gpumarket.core.units import MONEY_MAX, Address, Hash
 
-_new = _keccak.new
 _VOUCHER, _CLOSE = bytes(Voucher.TYPE_HASH), bytes(Close.TYPE_HASH)
 
 
@@ -50,8 +47,8 @@ def verify_close(domain: Domain, channel: Hash, cumulative: int, signature: byte
 def _digest(domain: Domain, type_hash: bytes, channel: bytes, cumulative: int) -> Hash:
     if len(channel) != 32 or not 0 <= cumulative <= MONEY_MAX:
         raise ValueError(f"not a voucher's channel and amount: {channel.hex()}, {cumulative}")
-    struct = _new(digest_bits=256, data=type_hash + channel + cumulative.to_bytes(32, "big")).digest()
-    return Hash(_new(digest_bits=256, data=domain.prefix + struct).digest())
+    struct = keccak256(type_hash + channel + cumulative.to_bytes(32, "big"))
+    return keccak256(domain.prefix + struct)
 
 
 def _verify(digest: Hash, signature: bytes, signer: Address, what: str) -> None:
