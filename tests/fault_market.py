@@ -136,12 +136,22 @@ class FaultMarket:
             ledgers.client_books(state(CLIENT)),
         )
 
+    async def unpaid(self, name: str) -> int:
+        """What a provider holds in vouchers and the chain has not paid yet."""
+        async with self.chain() as chain:
+            facts = await chain_facts.read_facts(chain, ())
+        return sum(row.cumulative - facts.channels[Hash(row.channel)].claimed for row in self.books().providers[name].vouchers)
+
     # --- restarts ------------------------------------------------------------------------------------------------------------
 
     async def restart(self, name: str) -> None:
         """Start a role that was ended, and wait until it is ready."""
         self.network.start_role(name)
         await self.network.wait_ready(name)
+
+    async def draining(self, name: str) -> bool:
+        """Whether a role has begun to drain: its ready file goes first."""
+        return not (self.network.folder.state(name) / "ready.json").exists()
 
     async def matchable(self) -> None:
         """Wait until the scheduler can match every provider again."""
@@ -277,6 +287,16 @@ async def until(condition: Callable[[], Awaitable[bool]], otherwise: str) -> Non
     while not await condition():
         assert time.monotonic() < deadline, otherwise
         await asyncio.sleep(POLL_SECONDS)
+
+
+async def ended(process: subprocess.Popen[bytes]) -> int:
+    """The exit code of a process that is about to end."""
+
+    async def gone() -> bool:
+        return process.poll() is not None
+
+    await until(gone, "the process does not end")
+    return int(process.returncode)
 
 
 def attempts_of(books: Books, job: bytes) -> list[Any]:
