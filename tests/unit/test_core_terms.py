@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 import pytest
 from eth_account import Account
 from eth_account.messages import encode_typed_data
+from vectors.make_typed_data import document
 
 from gpumarket.core import terms
 from gpumarket.core.errors import BadSignature
@@ -58,6 +59,10 @@ def test_term_golden_vector_is_reproduced_byte_for_byte(vector: dict[str, Any]) 
     assert domain.digest(term.struct_hash) == raw(vector["digest"])
     assert sign(KEY, domain, term) == raw(vector["signature"])
     verify(domain, term, raw(vector["signature"]), parse_address(DOCUMENT["signer"]), "the vector")
+
+
+def test_vectors_on_file_are_what_eth_account_makes_today() -> None:
+    assert document() == DOCUMENT
 
 
 def test_vectors_cover_every_term_there_is() -> None:
