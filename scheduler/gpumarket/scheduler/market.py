@@ -175,8 +175,9 @@ class Market:
             _log.info("offer_refused", reason=error.message)
 
     def received_channels(self) -> list[ReceivedChannel]:
-        """Clients' channels, for the redeemer."""
-        return [hub.state for hub in self.ledger.hubs.values()]
+        """Clients' channels, for the redeemer. One whose close we signed waits for it, unless its payer closes alone or it is expiring."""
+        soon = self.world.clock.now() + self.settings.redeem_margin_seconds
+        return [h.state for h in self.ledger.hubs.values() if not h.close_signed or h.state.closing or h.state.expires_at <= soon]
 
     def note_redeemed(self, channel: Hash, amount: int) -> None:
         """A redemption of ours was mined; the follower confirms it later."""

@@ -37,6 +37,7 @@ CHEATER = "cheater"
 SETTLE_SECONDS = 90.0
 """Longest wait for held claims (check time is 60 s) and for the redemptions' blocks."""
 _POLL_SECONDS = 0.25
+_ASK_SECONDS = 6.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,29 +82,42 @@ class Demo:
                 before = await self._balances(chain)
                 async with Client(load(ClientSettings, file=config, env={}), load(ChainSettings, file=config, env={})) as market:
                     told = await story.tell(market, self.texts, self.question, self._address(CHEATER), self.say)
-                await self._settle(chain)
+                    await self._decide()
+                    await market.close_channel()  # at what was used: the scheduler is credited that, the rest of the deposit comes back
+                await self._redeem(chain)
                 return await self._report(chain, told, up, before)
             finally:
                 await chain.close()
 
-    async def _settle(self, chain: Chain) -> None:
-        """Wait until every claim is decided, then have every voucher redeemed."""
+    async def _decide(self) -> None:
+        """Wait until every claim is owed, rejected or closed."""
         self.say("waiting until every claim is decided")
         await self._until(self._decided, "claims are still open")
+
+    async def _redeem(self, chain: Chain) -> None:
+        """Have every payee redeem what it holds, and wait for the chain to say so."""
         self.say("redeeming every voucher")
-        for name in self.network.names():
-            self.network.processes.signal(name, signal.SIGUSR1)
-        await self._until(lambda: self._redeemed(chain), "vouchers are not redeemed yet")
+        asked = 0.0
+
+        async def redeemed() -> bool:
+            nonlocal asked
+            if time.monotonic() - asked > _ASK_SECONDS:  # again, for a payee whose view was some blocks behind
+                asked = time.monotonic()
+                for name in self.network.names():
+                    self.network.processes.signal(name, signal.SIGUSR1)
+            return await self._redeemed(chain)
+
+        await self._until(redeemed, "vouchers are not redeemed yet")
 
     async def _decided(self) -> bool:
         books = [ledgers.provider_books(self.network.folder.state(name)) for name in self._providers()]
         return all(row.state in SETTLED for book in books for row in book.attempts)
 
     async def _redeemed(self, chain: Chain) -> bool:
-        facts = await chain_facts.read_facts(chain, ())
+        facts = await chain_facts.read_facts(chain, (self._address(SCHEDULER),))
         owed = {Hash(row.channel): row.cumulative for name in self._providers() for row in self._provider_books(name).vouchers}
         owed |= {Hash(row.id): row.used for row in self._scheduler_books().client_channels}
-        return all(facts.channels[channel].claimed >= amount for channel, amount in owed.items())
+        return not facts.credited and all(facts.channels[channel].claimed >= amount for channel, amount in owed.items())
 
     async def _until(self, condition: Callable[[], Any], otherwise: str) -> None:
         deadline = time.monotonic() + SETTLE_SECONDS
@@ -243,7 +257,7 @@ def _receipts(chain: Chain, client: ledgers.ClientBooks) -> tuple[ReceiptLine, .
 
 def _verifications(client: ledgers.ClientBooks) -> tuple[VerificationLine, ...]:
     providers = _last_providers(client)
-    judged = [row for row in client.jobs if row.verdict and row.job in providers and row.will_check]
+    judged = [row for row in client.jobs if row.verdict and row.job in providers and (row.purpose != "check" or row.verdict == "rejected")]
     return tuple(
         VerificationLine(Hash(row.job), providers[row.job], row.verdict, str(json.loads(row.verdict_json).get("reason", "")))
         for row in judged

@@ -20,7 +20,7 @@ from gpumarket.testnet import passages
 from gpumarket.testnet.plan import MINILM, TINY_LLAMA
 from gpumarket.v1 import market_pb2
 
-MAX_COST = "0.01"
+MAX_COST = "0.001"
 JOBS_MAX = 6
 PASSAGES_PER_JOB = 2
 TEXT_TOKENS = 40
