@@ -50,7 +50,10 @@ class Registered:
 def check_lease(lease: Lease, expected: Expected, offer: terms_pb2.OfferBody, node: Registered | None, now: int) -> None:
     """Raises ProtocolError naming the first field that is not as ordered. Signatures are verified before (core.codec)."""
     for check in _CHECKS:
-        flaw = check(lease, expected, offer, node, now)
+        try:
+            flaw = check(lease, expected, offer, node, now)
+        except ValueError as error:  # an amount in the offer that is none
+            flaw = str(error)
         if flaw:
             raise ProtocolError(
                 f"the scheduler's lease is refused: {flaw}", hint="trade through another scheduler: GPUMARKET_CLIENT_SCHEDULER"

@@ -85,8 +85,8 @@ def write_entry(path: Path, entry: LockedModel) -> None:
 
 
 def _quote(text: str) -> str:
-    """A TOML basic string; JSON's escapes are a subset of TOML's, but for DEL, which TOML wants escaped."""
-    return json.dumps(text).replace("\x7f", "\\u007f")
+    """A TOML basic string: JSON's short escapes are TOML's too; DEL is escaped besides, and nothing is written as surrogates."""
+    return json.dumps(text, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _entry(path: Path, name: str, values: Mapping[str, Any]) -> LockedModel:
