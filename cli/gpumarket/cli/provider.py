@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -23,13 +23,13 @@ def start(
     advertise: Annotated[str | None, typer.Option(help="host:port that others reach it at.")] = None,
     key_file: Annotated[Path | None, typer.Option(help="Wallet key.")] = None,
     password_file: Annotated[Path | None, typer.Option(help="File with the key's password, mode 0600.")] = None,
-) -> Any:
+) -> None:
     """Run a provider until SIGTERM, which drains; a second one ends at once."""
-    from gpumarket.node import daemon
+    from gpumarket.node.daemon import main
     from gpumarket.node.settings import ProviderSettings
 
     flags = {"state": state, "listen": listen, "advertise": advertise, "key_file": key_file, "password_file": password_file}
-    return daemon.main(settings.role(ProviderSettings, config, flags), settings.chain(config))
+    main(settings.role(ProviderSettings, config, flags), settings.chain(config))
 
 
 @verb(app, "status")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
@@ -22,13 +22,13 @@ def start(
     listen: Annotated[str | None, typer.Option(help="host:port of the Market service; port 0 takes a free one.")] = None,
     key_file: Annotated[Path | None, typer.Option(help="Wallet key.")] = None,
     password_file: Annotated[Path | None, typer.Option(help="File with the key's password, mode 0600.")] = None,
-) -> Any:
+) -> None:
     """Run a scheduler until SIGTERM, which drains; a second one ends at once."""
-    from gpumarket.scheduler import daemon
+    from gpumarket.scheduler.daemon import main
     from gpumarket.scheduler.settings import SchedulerSettings
 
     flags = {"state": state, "listen": listen, "key_file": key_file, "password_file": password_file}
-    return daemon.main(settings.role(SchedulerSettings, config, flags), settings.chain(config))
+    main(settings.role(SchedulerSettings, config, flags), settings.chain(config))
 
 
 @verb(app, "status")

@@ -8,8 +8,6 @@ The product has no switch for this: a cheater brings its own engine factory, as 
 from __future__ import annotations
 
 import argparse
-import asyncio
-import inspect
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -40,14 +38,12 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("kind", choices=sorted(KINDS))
     parser.add_argument("--config", type=Path, required=True)
     given = parser.parse_args(argv)
-    from gpumarket.node import daemon
+    from gpumarket.node.daemon import main as serve
     from gpumarket.node.settings import ProviderSettings
 
     try:
         settings = load(ProviderSettings, file=given.config)
-        running = daemon.main(settings, load(ChainSettings, file=given.config), engine_factory=KINDS[given.kind])
-        if inspect.iscoroutine(running):
-            asyncio.run(running)
+        serve(settings, load(ChainSettings, file=given.config), engine_factory=KINDS[given.kind])
     except GpumarketError as error:
         print(f"error: {error.message}\n  next: {error.hint}", file=sys.stderr)
         return error.exit_code
