@@ -14,10 +14,13 @@ from gpumarket.v1 import terms_pb2
 
 
 def granted(
-    request_id: int, lease: bytes, offer: terms_pb2.SignedOffer | bytes, hub: ReceivedChannel, story: pb.Explanation | None = None
+    request_id: int,
+    lease: terms_pb2.SignedLease,
+    offer: terms_pb2.SignedOffer,
+    hub: ReceivedChannel,
+    story: pb.Explanation | None = None,
 ) -> pb.MatchReply:
-    signed = terms_pb2.SignedOffer.FromString(offer) if isinstance(offer, bytes) else offer
-    body = pb.Granted(lease=terms_pb2.SignedLease.FromString(lease), offer=signed, account=account(hub), explanation=story)
+    body = pb.Granted(lease=lease, offer=offer, account=account(hub), explanation=story)
     return pb.MatchReply(id=request_id, granted=body)
 
 

@@ -72,8 +72,7 @@ class Channels:
         chain = self._view.channels.get(channel)
         if chain is not None:
             deposit, expires_at = chain.deposit, chain.expires_at
-        spoke = self._ledger.spokes[channel] = Spoke(PaidChannel(channel, provider, deposit, expires_at), provider)
-        self._ledger.put_spoke(spoke.state)
+        self._ledger.add_spoke(PaidChannel(channel, provider, deposit, expires_at), provider)
 
     def spoke(self, provider: Address) -> Spoke | None:
         """The channel that new leases of a provider are paid from: open, not closing, the one that lives longest."""

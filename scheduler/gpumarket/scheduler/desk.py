@@ -10,10 +10,10 @@ from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
 
-from gpumarket.core.codec import open_order, parse, signed_lease
-from gpumarket.core.errors import Busy, GpumarketError, OutOfFunds, ProtocolError
+from gpumarket.core.codec import from_proto, open_order, parse, to_proto
+from gpumarket.core.errors import BadSignature, Busy, GpumarketError, OutOfFunds, ProtocolError
 from gpumarket.core.ports import Clock
-from gpumarket.core.signing import Domain, Signer
+from gpumarket.core.signing import Domain, Signer, recover
 from gpumarket.core.terms import JobSpec, Lease, Task, keccak256
 from gpumarket.core.units import PER_MILLION, ZERO_HASH, Address, Hash, Money, money_from_bytes
 from gpumarket.scheduler import answers, lifecycle
@@ -23,7 +23,7 @@ from gpumarket.scheduler.explain import explain
 from gpumarket.scheduler.filters import SANDBOX_TIERS, Limits, Moment, Wanted
 from gpumarket.scheduler.ledger import Ledger, Spoke
 from gpumarket.scheduler.lifecycle import Attempt, Job
-from gpumarket.scheduler.listings import Listing, Listings
+from gpumarket.scheduler.listings import Listings
 from gpumarket.scheduler.match import NoMatch, Plan, Removed, match
 from gpumarket.scheduler.presence import Presence
 from gpumarket.scheduler.settings import SchedulerSettings
@@ -77,8 +77,7 @@ class Desk:
         spec = job.spec
         constraints = parse(terms_pb2.JobOrder, job.order).constraints
         wanted = self._wanted(spec, constraints, spent=job.spent, prefix_units=prefix_units, excluded=excluded)
-        number = len(job.attempts) + 1
-        return self._grant(0, job, wanted, match_seed(job.key, number), prefix_units, prefix_hash, told=False)
+        return self._grant(0, job, spec.struct_hash, wanted, prefix_units, prefix_hash, told=False)
 
     def story(self, order: terms_pb2.JobOrder) -> pb.Explanation:
         """Why this order would go where it goes, now."""
@@ -90,13 +89,14 @@ class Desk:
         """The answer for an attempt that is in the ledger."""
         attempt = job.attempt(number)
         hub = self._ledger.hubs[job.channel]
-        return answers.granted(request_id, attempt.signed, attempt.offer, hub.state)
+        lease, offer = terms_pb2.SignedLease.FromString(attempt.signed), terms_pb2.SignedOffer.FromString(attempt.offer)
+        return answers.granted(request_id, lease, offer, hub.state)
 
     # --- orders --------------------------------------------------------------------------------------------------------------
 
     def _order(self, request: pb.MatchRequest) -> pb.MatchReply:
         order = request.order
-        spec, _ = open_order(self._domain, order, check_signature=False)
+        spec = from_proto(JobSpec, order.spec)
         key = spec.key
         raw = order.SerializeToString(deterministic=True)
         known = self._ledger.jobs.get(key)
@@ -106,10 +106,18 @@ class Desk:
             if known.order != raw:
                 raise ProtocolError("this job id was used for another order", hint="make a new job id")
             return self.granted(request.id, known, len(known.attempts))
-        if self.closed:
-            raise Busy("the scheduler is draining", hint="choose another scheduler, or try again when it is back")
-        self._admit(spec)
-        open_order(self._domain, order)
+        self._admit(spec, order.constraints)
+        spec_hash = spec.struct_hash
+        if recover(self._domain.digest(spec_hash), order.signature) != spec.client:
+            raise BadSignature("the order is not signed by its client")
+        channel = self._cover(request, spec)
+        job = Job(key, spec, raw, channel, self._clock.now())
+        wanted = self._wanted(spec, order.constraints, spent=0, prefix_units=0)
+        self.orders += 1
+        return self._grant(request.id, job, spec_hash, wanted, 0, ZERO_HASH, told=request.explain)
+
+    def _cover(self, request: pb.MatchRequest, spec: JobSpec) -> Hash:
+        """The client's channel, once its voucher covers the order."""
         channel = Hash(request.client_channel)
         hub = self._channels.receive(request.voucher) if request.HasField("voucher") else self._channels.hub(channel)
         if hub.state.id != channel or spec.client not in (hub.payer, hub.state.signer):
@@ -122,13 +130,14 @@ class Desk:
                 retry_after_seconds=self._settings.reservation_seconds,
                 hint="use the leases you have, or wait until they lapse",
             )
-        job = Job(key, spec, raw, channel, self._clock.now())
-        wanted = self._wanted(spec, order.constraints, spent=0, prefix_units=0)
-        self.orders += 1
-        return self._grant(request.id, job, wanted, match_seed(key, 1), 0, ZERO_HASH, told=request.explain)
+        return channel
 
-    def _admit(self, spec: JobSpec) -> None:
+    def _admit(self, spec: JobSpec, constraints: bytes) -> None:
+        if self.closed:
+            raise Busy("the scheduler is draining", hint="choose another scheduler, or try again when it is back")
         now = self._clock.now()
+        if constraints_of(constraints)[0] != spec.constraints_hash:
+            raise ProtocolError("the order's constraints are not those that its spec names")
         if spec.scheduler != self._signer.address:
             raise ProtocolError("the order is for another scheduler")
         if not now < spec.deadline <= now + self._settings.max_job_seconds:
@@ -142,8 +151,9 @@ class Desk:
             raise ProtocolError("an order for nothing, or for no money")
 
     def _grant(
-        self, request_id: int, job: Job, wanted: Wanted, seed: bytes, prefix_units: int, prefix_hash: Hash, *, told: bool
+        self, request_id: int, job: Job, spec_hash: Hash, wanted: Wanted, prefix_units: int, prefix_hash: Hash, *, told: bool
     ) -> pb.MatchReply:
+        seed = match_seed(job.key, len(job.attempts) + 1)
         moment = Moment(self._clock.now(), self._clock.monotonic())
         story = self._story(wanted, seed) if told else None
         for turn in range(DRAWS_MAX):
@@ -153,15 +163,20 @@ class Desk:
             listing, spoke = self._listings.get(plan.provider), self._channels.spoke(plan.provider)
             if listing is None or spoke is None or _over_limit(wanted.limits, plan):
                 continue
-            attempt = self._attempt(job, plan, listing, spoke, prefix_units, prefix_hash)
+            lease = self._lease(job, spec_hash, plan, spoke, prefix_units, prefix_hash)
+            digest = lease.struct_hash
+            signed = terms_pb2.SignedLease(
+                lease=to_proto(lease, terms_pb2.Lease()), signature=self._signer.sign_digest(self._domain.digest(digest))
+            )
+            attempt = Attempt(lease, digest, signed.SerializeToString(), listing.raw)
             try:
                 self._place(job, attempt, spoke)
             except OutOfFunds:
                 if job.spec.max_amount - job.spent - job.open > self._ledger.hubs[job.channel].state.free:
                     raise  # the client's money, not this provider's
                 continue
-            lease = attempt.signed
-            return answers.granted(request_id, lease, listing.message, self._ledger.hubs[job.channel].state, story)
+            self._ledger.keep_offer(listing.digest, listing.raw)
+            return answers.granted(request_id, signed, listing.message, self._ledger.hubs[job.channel].state, story)
         else:
             size = len(self._book.entries)
             plan = NoMatch(size, (Removed("spoke", size, f"{DRAWS_MAX} draws in a row had too little left in their channels"),))
@@ -173,13 +188,13 @@ class Desk:
         self.on_placed(self._ledger.apply(lifecycle.grant(job, attempt, until), self._clock.now()))
         self._presence.reserve(attempt.hash, spoke.provider, job.channel)
 
-    def _attempt(self, job: Job, plan: Plan, listing: Listing, spoke: Spoke, prefix_units: int, prefix_hash: Hash) -> Attempt:
+    def _lease(self, job: Job, spec_hash: Hash, plan: Plan, spoke: Spoke, prefix_units: int, prefix_hash: Hash) -> Lease:
         spec, sale, settings = job.spec, plan.sale, self._settings
         prices = (sale.prompt_price, sale.output_price)
         maximum = attempt_maximum(spec, *prices, settings.fee_ppm, spent=job.spent, prefix_units=prefix_units)
-        lease = Lease(
+        return Lease(
             job=job.key,
-            spec=spec.struct_hash,
+            spec=spec_hash,
             attempt=len(job.attempts) + 1,
             client=spec.client,
             scheduler=self._signer.address,
@@ -199,9 +214,6 @@ class Desk:
             issued_at=self._clock.now(),
             deadline=spec.deadline,
         )
-        signed = signed_lease(self._signer, self._domain, lease).SerializeToString()
-        self._ledger.keep_offer(listing.digest, listing.raw)
-        return Attempt(lease, lease.struct_hash, signed, listing.raw)
 
     def _window(self, spec: JobSpec) -> int:
         if spec.task is Task.GENERATE:
@@ -215,7 +227,8 @@ class Desk:
     def _quote(self, request: pb.MatchRequest) -> pb.MatchReply:
         message = request.order.spec
         self.quotes += 1
-        if keccak256(request.order.constraints) != message.constraints_hash or len(message.model) != 32 or len(message.profile) != 32:
+        digest, limits = constraints_of(request.order.constraints)
+        if digest != message.constraints_hash or len(message.model) != 32 or len(message.profile) != 32:
             raise ProtocolError("a quote for a spec that is none: constraints, model or profile")
         try:
             task, most = Task(message.task), money_from_bytes(message.max_amount)
@@ -230,7 +243,7 @@ class Desk:
             budget=self._budget(most),
             deadline=message.deadline,
             spoke_margin_seconds=self._settings.channel_margin_seconds,
-            limits=limits_of(request.order.constraints),
+            limits=limits,
         )
         moment = Moment(self._clock.now(), self._clock.monotonic())
         seed = message.client + message.job_id
@@ -241,7 +254,7 @@ class Desk:
 
     def _wanted(self, spec: JobSpec, constraints: bytes, *, spent: int, prefix_units: int, excluded: Address | None = None) -> Wanted:
         generate = spec.task is Task.GENERATE
-        limits = limits_of(constraints)
+        limits = constraints_of(constraints)[1]
         if excluded is not None:
             limits = _excluding(limits, excluded)
         return Wanted(
@@ -267,12 +280,12 @@ class Desk:
 
 def match_seed(job: Hash, attempt: int) -> bytes:
     """Seed of an attempt's draw: told in `Explain`, so that anyone can draw it again."""
-    return keccak256(job + attempt.to_bytes(4, "big"))
+    return job + attempt.to_bytes(4, "big")
 
 
 @lru_cache(maxsize=4_096)
-def limits_of(raw: bytes) -> Limits:
-    """Constraints as the filters take them. Raises ProtocolError."""
+def constraints_of(raw: bytes) -> tuple[Hash, Limits]:
+    """Constraints' hash, and what they say as the filters take it. Raises ProtocolError."""
     c = parse(terms_pb2.Constraints, raw)
     addresses = [c.require_provider] if c.require_provider else []
     addresses += [*c.exclude_providers, *c.exclude_owners]
@@ -285,7 +298,7 @@ def limits_of(raw: bytes) -> Limits:
         prices = [money_from_bytes(p) if p else None for p in (c.max_prompt_price_per_mtok, c.max_output_price_per_mtok)]
     except ValueError as error:
         raise ProtocolError(f"constraints with an amount that is none: {error}") from error
-    return Limits(
+    limits = Limits(
         gpu_class=c.gpu_class,
         min_vram_bytes=c.min_vram_bytes,
         region=c.region,
@@ -298,6 +311,7 @@ def limits_of(raw: bytes) -> Limits:
         exclude_providers=frozenset(Address(a) for a in c.exclude_providers),
         exclude_owners=frozenset(Address(a) for a in c.exclude_owners),
     )
+    return keccak256(raw), limits
 
 
 def _excluding(limits: Limits, provider: Address) -> Limits:

@@ -74,6 +74,7 @@ class Ledger:
         self.hubs: dict[Hash, HubChannel] = {}
         self.spokes: dict[Hash, Spoke] = {}
         self.reputations: dict[Address, Reputation] = {}
+        self._by_provider: dict[Address, list[Spoke]] = {}
         self.on_judged: Callable[[Address, Reputation], None] = lambda provider, reputation: None
         self.on_spoke: Callable[[Spoke], None] = lambda spoke: None
         self.failure: JournalError | None = None
@@ -95,9 +96,9 @@ class Ledger:
         for channel, payer, close_signed in kept.hubs:
             self.hubs[channel.id] = HubChannel(channel, payer, close_signed, stored=True)
         for spoke, provider, guarded in kept.spokes:
-            released = self.spokes[spoke.id] = Spoke(spoke, provider, guarded, stored=True)
-            if guarded:
-                released.signature = sign_voucher(self._signer, self._domain, spoke.id, guarded)  # the same bytes as before (RFC 6979)
+            # the same bytes as before the restart (RFC 6979)
+            signature = sign_voucher(self._signer, self._domain, spoke.id, guarded) if guarded else b""
+            self._index(Spoke(spoke, provider, guarded, signature, stored=True))
         self.reputations.update(kept.reputations)
         self._stored_reputations.update(kept.reputations)
         for job in kept.jobs:
@@ -232,7 +233,20 @@ class Ledger:
 
     def spokes_of(self, provider: Address) -> Iterable[Spoke]:
         """Channels to one provider that are not closed."""
-        return [s for s in self.spokes.values() if s.provider == provider and not s.state.closed]
+        return [s for s in self._by_provider.get(provider, ()) if not s.state.closed]
+
+    def spokes_ever(self, provider: Address) -> int:
+        """How many channels were opened to a provider, closed ones included."""
+        return len(self._by_provider.get(provider, ()))
+
+    def add_spoke(self, state: PaidChannel, provider: Address) -> None:
+        """A channel that we have just opened; its guard is written with it."""
+        self._index(Spoke(state, provider))
+        self.put_spoke(state)
+
+    def _index(self, spoke: Spoke) -> None:
+        self.spokes[spoke.state.id] = spoke
+        self._by_provider.setdefault(spoke.provider, []).append(spoke)
 
     def forget(self, before: int) -> None:
         """Drop finished jobs whose deadline is past from memory; an order for one of them can only be a replay."""

@@ -76,7 +76,7 @@ class Spokes:
         self._presence.wake(provider)
 
     async def _open(self, provider: Address) -> None:
-        turn = sum(s.provider == provider for s in self._ledger.spokes.values())
+        turn = self._ledger.spokes_ever(provider)
         amount = self._settings.spoke_deposit_amount
         expires_at = self._clock.now() + self._settings.spoke_seconds
         label = f"spoke {hex0x(provider)} {turn}"
