@@ -199,7 +199,7 @@ class Accounts:
             connection.execute(update(attempts).where(attempts.c.lease == bill.lease_hash).values(values))
             if newer is not None:
                 _write_voucher(connection, newer)
-            if state == OWED:
+            if state == OWED and amount:  # nothing was earned: the channel may have no voucher yet
                 where = vouchers.c.channel == channel
                 owed = connection.execute(select(vouchers.c.owed).where(where)).scalar_one()
                 connection.execute(update(vouchers).where(where).values(owed=owed + amount))
