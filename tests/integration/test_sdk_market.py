@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -31,6 +32,7 @@ from gpumarket.core.units import Address, Hash, Money, parse_money
 from gpumarket.sdk import Client, ClientSettings, ordering
 from gpumarket.sdk.constraints import Constraints
 from gpumarket.sdk.results import ChatResult, InputTruncated, OutputLimited, VerdictState
+from gpumarket.sdk.sync import Client as SyncClient
 from gpumarket.v1 import market_pb2 as mpb
 
 TEXTS = ["w1 w2 w3", "w4 w5", "w6", "w7 w8 w9 w10", "w11 w12", "w13 w14 w15"]
@@ -527,3 +529,42 @@ async def test_offers_show_owner_and_stake_from_the_registry(tmp_path: Path) -> 
         assert offers[0].owner == Address(market.scheduler.providers[0].owner_address)
         assert len(await client.offers()) == 3
         assert (await client.explain("mini", "w1")).considered == 2
+
+
+async def test_jobs_at_once_share_one_channel_and_one_growing_voucher(tmp_path: Path) -> None:
+    async with fake_market(tmp_path, FakeProvider("a")) as market, client_of(market) as client:
+        results = await asyncio.gather(*(client.embed("mini", [f"w{i} w1"], max_cost="0.001") for i in range(12)))
+        assert len({r.job for r in results}) == 12
+        assert len(market.chain.opened) == 1
+        account = await client.account()
+        assert account.billed == sum(r.cost for r in results)
+        assert account.voucher <= parse_money("0.012")
+
+
+def test_sync_client_buys_without_an_event_loop(tmp_path: Path) -> None:
+    """The scripted market runs in a loop of its own thread, as other machines would."""
+    ready, over = threading.Event(), threading.Event()
+    found: list[FakeMarket] = []
+
+    async def serve() -> None:
+        async with fake_market(tmp_path, FakeProvider("a")) as market:
+            found.append(market)
+            ready.set()
+            await asyncio.to_thread(over.wait)
+
+    thread = threading.Thread(target=asyncio.run, args=(serve(),), daemon=True)
+    thread.start()
+    assert ready.wait(30)
+    try:
+        with SyncClient(settings(tmp_path), key=CLIENT, chain=found[0].chain) as market:
+            market.add_model("mini", sdk_models.EMBED.digest)
+            market.add_model("chat", sdk_models.CHAT.digest)
+            assert np.array_equal(market.embed("mini", TEXTS).vectors, expected_rows(TEXTS))
+            stream = market.chat("chat", "hello", stream=True, max_tokens=12)
+            assert "".join(stream) == stream.result.text == market.chat("chat", "hello", max_tokens=12).text
+            with pytest.raises(OverMaxCost):
+                market.embed("mini", TEXTS, max_cost="0.0000000001")
+            assert len(market.jobs()) == 3
+    finally:
+        over.set()
+        thread.join(30)

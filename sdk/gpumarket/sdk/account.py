@@ -136,9 +136,10 @@ class Account:
     async def cover(
         self, channel: PaidChannelState, maximum: Money, also: Callable[[Connection], None], *, by_report: bool = False
     ) -> pb.SignedVoucher | None:
-        """Make `also` (the job's record) durable together with a voucher that covers `maximum`.
+        """Make `also` (the job's record) durable together with a voucher that covers `maximum`, and count the job as running.
 
-        None when the scheduler already holds enough. Raises OutOfFunds before anything is written.
+        `by_report`: for a job that runs already, whose voucher the scheduler found short (`voucher_for`). None when the scheduler
+        already holds enough. Raises OutOfFunds before anything is written.
         """
         async with self._raising:
             wanted = voucher_for(channel, maximum, self._settings.exposure_limit, by_report=by_report)
@@ -151,16 +152,14 @@ class Account:
 
             await self._journal.transact(work)
             channel.voucher = wanted
+            if not by_report:
+                channel.open = Money(channel.open + maximum)
         return self.voucher(channel) if channel.voucher > channel.report.voucher else None
 
     def voucher(self, channel: PaidChannelState) -> pb.SignedVoucher:
         """The newest voucher; its guard row is durable, and signing it again gives the same bytes (RFC 6979)."""
         signature = sign_voucher(self._signer, self._chain.channels_domain, channel.id, channel.voucher)
         return voucher_proto(Voucher(channel.id, channel.voucher), signature)
-
-    def hold(self, channel: PaidChannelState, maximum: Money) -> None:
-        """A job of this maximum runs."""
-        channel.open = Money(channel.open + maximum)
 
     def release(self, channel: PaidChannelState, maximum: Money, billed: Money) -> None:
         """A job of this maximum ended and cost `billed` (journaled by the caller with `bill`)."""

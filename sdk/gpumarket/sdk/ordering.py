@@ -79,11 +79,7 @@ async def quote(desk: Desk, ask: Ask) -> Quote:
 
 async def place(desk: Desk, ask: Ask) -> tuple[store.StoredJob, PaidChannelState]:
     """Quote, then journal the order with the voucher that covers it. Raises OverMaxCost or OutOfFunds before anything is written."""
-    price = await quote(desk, ask)
-    limit = desk.settings.exposure_limit
-    roomy = HEADROOM * price.maximum
-    wanted = roomy if ask.max_cost is None else min(roomy, ask.max_cost) if ask.purpose == "check" else ask.max_cost
-    maximum = Money(min(wanted, max(limit, price.maximum)))  # never so high that the voucher would pass W when the price does not
+    maximum = _maximum(desk, ask, await quote(desk, ask))
     info = await desk.hub.info()
     if desk.settings.job_seconds > info.max_job_seconds:
         raise ConfigError(
@@ -93,34 +89,12 @@ async def place(desk: Desk, ask: Ask) -> tuple[store.StoredJob, PaidChannelState
     channel = await desk.account.channel(desk.hub.address, info.channel_margin_seconds)
     if not channel.reported and channel.voucher:
         channel.report, channel.reported = Report.of(await desk.hub.account(channel.id)), True
-    job_id, salt = Hash(desk.random.token(32)), Hash(desk.random.token(32))
-    spec = _spec(desk, ask, job_id, salt, maximum)
-    job = store.StoredJob(
-        job=spec.key,
-        alias=ask.alias,
-        purpose=ask.purpose,
-        parent=ask.parent,
-        state="ordered",
-        channel=channel.id,
-        order=signed_order(desk.signer, desk.domain, spec, _serialized(ask)),
-        request=ask.request,
-        salt=salt,
-        options=ask.options,
-        attempt=0,
-        billed=Money(0),
-        will_check=False,
-        verdict="",
-        verdict_facts={},
-        finish_reason="",
-        created_at=desk.clock.now(),
-        spec=spec,
-    )
+    job = _new_job(desk, ask, channel.id, maximum)
 
     def record(connection: Connection) -> None:
         store.add_job(connection, job)
 
     await desk.account.cover(channel, maximum, record)
-    desk.account.hold(channel, maximum)
     return job, channel
 
 
@@ -143,6 +117,41 @@ def plan_of(spec: JobSpec, request: bytes, attempts_max: int) -> JobPlan:
         return JobPlan(spec, item_units=tuple(len(i.ids) for i in check.embed.inputs), attempts_max=attempts_max)
     units = len(check.generate.prompt) + len(check.output)
     return JobPlan(spec, item_units=(units,), item_bytes=4 * len(check.output), attempts_max=attempts_max)
+
+
+def _maximum(desk: Desk, ask: Ask, price: Quote) -> Money:
+    """What the order may cost: max_cost, or twice the quote; never so high that the voucher would pass W when the price does not."""
+    roomy = HEADROOM * price.maximum
+    if ask.max_cost is None:
+        wanted: int = roomy
+    else:
+        wanted = min(roomy, ask.max_cost) if ask.purpose == "check" else ask.max_cost
+    return Money(min(wanted, max(desk.settings.exposure_limit, price.maximum)))
+
+
+def _new_job(desk: Desk, ask: Ask, channel: Hash, maximum: Money) -> store.StoredJob:
+    job_id, salt = Hash(desk.random.token(32)), Hash(desk.random.token(32))
+    spec = _spec(desk, ask, job_id, salt, maximum)
+    return store.StoredJob(
+        job=spec.key,
+        alias=ask.alias,
+        purpose=ask.purpose,
+        parent=ask.parent,
+        state="ordered",
+        channel=channel,
+        order=signed_order(desk.signer, desk.domain, spec, _serialized(ask)),
+        request=ask.request,
+        salt=salt,
+        options=ask.options,
+        attempt=0,
+        billed=Money(0),
+        will_check=False,
+        verdict="",
+        verdict_facts={},
+        finish_reason="",
+        created_at=desk.clock.now(),
+        spec=spec,
+    )
 
 
 def _spec(desk: Desk, ask: Ask, job_id: Hash, salt: Hash, maximum: Money) -> JobSpec:

@@ -260,20 +260,7 @@ class JobRun:
                     store.add_output(connection, job, step.first, step.items)
                 if isinstance(step, Conclude):
                     store.end_attempt(connection, job, progress.ends[-1], ack, receipt)
-                    check = step.ack.will_check
-                    state = "delivered" if check else "done"
-                    ended = 0 if check else now
-                    verdict = "" if check else "not-drawn"
-                    store.set_job(
-                        connection,
-                        job,
-                        state=state,
-                        billed=progress.billed,
-                        will_check=check,
-                        verdict=verdict,
-                        finish_reason=progress.finish_reason[:16],
-                        ended_at=ended,
-                    )
+                    store.set_job(connection, job, **_delivered(progress, step, now))
                     bill(connection, channel, progress.billed)
                 elif isinstance(step, RetryElsewhere | GiveUp | Leave):
                     store.end_attempt(connection, job, step.end, ack, receipt)
@@ -324,6 +311,14 @@ async def unbroken(work: Coroutine[Any, Any, T]) -> T:
 def _newest_ack(instructions: Sequence[Instruction]) -> Ack | None:
     acks = [step.ack for step in instructions if step.ack is not None]
     return acks[-1] if acks else None
+
+
+def _delivered(progress: Progress, step: Conclude, now: int) -> dict[str, Any]:
+    """Columns of a job whose answer is whole: over, unless it was drawn for a check."""
+    shared = {"billed": progress.billed, "will_check": step.ack.will_check, "finish_reason": progress.finish_reason[:16]}
+    if step.ack.will_check:
+        return shared | {"state": "delivered", "verdict": "", "ended_at": 0}
+    return shared | {"state": "done", "verdict": "not-drawn", "ended_at": now}
 
 
 async def _goodbye(stream: InferStream) -> None:
