@@ -26,7 +26,7 @@ from gpumarket.scheduler.challenge import Challenger
 from gpumarket.scheduler.channels import Channels
 from gpumarket.scheduler.desk import Desk
 from gpumarket.scheduler.greeting import Greeter
-from gpumarket.scheduler.ledger import Ledger
+from gpumarket.scheduler.ledger import HubChannel, Ledger
 from gpumarket.scheduler.listings import Listings
 from gpumarket.scheduler.presence import Presence
 from gpumarket.scheduler.service import MarketService
@@ -175,9 +175,14 @@ class Market:
             _log.info("offer_refused", reason=error.message)
 
     def received_channels(self) -> list[ReceivedChannel]:
-        """Clients' channels, for the redeemer. One whose close we signed waits for it, unless its payer closes alone or it is expiring."""
+        """Clients' channels that the redeemer may touch now.
+
+        A voucher covers what is reserved as well as what was used, and only a whole voucher can be redeemed: before half of what it adds
+        was used, that would take a client's prepaid money for the sake of a little of ours. A channel whose close we signed waits for that
+        close. Neither holds for one that its payer closes alone, or that expires soon.
+        """
         soon = self.world.clock.now() + self.settings.redeem_margin_seconds
-        return [h.state for h in self.ledger.hubs.values() if not h.close_signed or h.state.closing or h.state.expires_at <= soon]
+        return [hub.state for hub in self.ledger.hubs.values() if _may_redeem(hub, soon)]
 
     def note_redeemed(self, channel: Hash, amount: int) -> None:
         """A redemption of ours was mined; the follower confirms it later."""
@@ -213,3 +218,10 @@ class Market:
             channel_margin_seconds=s.channel_margin_seconds,
             version=world.version,
         )
+
+
+def _may_redeem(hub: HubChannel, soon: int) -> bool:
+    state = hub.state
+    if state.closing or state.expires_at <= soon:
+        return True
+    return not hub.close_signed and 2 * (state.used - state.redeemed) >= state.voucher - state.redeemed

@@ -65,7 +65,9 @@ def _checked(desk: Desk, channel: PaidChannelState, found: bytes, cumulative: by
     used = money_from_bytes(cumulative)
     if found != channel.id:
         raise ProtocolError("the scheduler signed the close of another channel")
-    if used > channel.billed:
+    entry = desk.chain.channels.get(channel.id)
+    claimed = entry.claimed if entry is not None else 0  # redeemed already: no close brings that back, and W bounds it
+    if used > max(channel.billed, claimed):
         raise ProtocolError(
             f"the scheduler wants to close at {format_money(used)}; your own acks add up to {format_money(channel.billed)}",
             hint="gpumarket job list shows what was acked; without its consent the channel closes at its expiry",
