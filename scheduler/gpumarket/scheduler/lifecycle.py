@@ -211,7 +211,7 @@ def suspect(job: Job, number: int, until: int) -> Change:
     if attempt.state is not AttemptState.HELD:
         return job, []
     job = _put(job, replace(attempt, hold_until=max(attempt.hold_until, until)))
-    return replace(job, state=JobState.CHECKING), []
+    return (replace(job, state=JobState.CHECKING) if attempt.complete else job), []
 
 
 def reject(job: Job, number: int, reason: str) -> Change:

@@ -1,0 +1,236 @@
+"""A job's state machine: what each event earns, moves and refuses; money is conserved whatever comes in whatever order."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scheduler_jobs import CHECK, GRACE, MOST, NOW, PROVIDER, UNITS, ack_of, claim, leased, next_attempt
+
+from gpumarket.core.errors import OutOfFunds, ProtocolError
+from gpumarket.core.terms import Outcome
+from gpumarket.core.units import ZERO_HASH, Money
+from gpumarket.scheduler import lifecycle as life
+from gpumarket.scheduler.lifecycle import AttemptState, Change, Job, JobState, Judge, Move
+from gpumarket.scheduler.reputation import Deed
+
+
+class Books:
+    """Both channels of a job, as the instructions move them."""
+
+    def __init__(self) -> None:
+        self.open = self.held = self.used = self.reserved = self.paid = 0
+
+    def take(self, change: Change) -> Job:
+        job, moves = change
+        for move in moves:
+            if isinstance(move, Judge):
+                continue
+            self._move(move)
+            assert min(self.open, self.held, self.used, self.reserved, self.paid) >= 0, move
+        assert self.open == job.open
+        assert self.held == sum(life.charged(a) for a in job.attempts if a.state is AttemptState.HELD)
+        assert self.used == sum(life.charged(a) for a in job.attempts if a.state is AttemptState.OWED)
+        assert self.paid == sum(a.amount for a in job.attempts if a.state is AttemptState.OWED)
+        assert self.open + self.held + self.used <= job.spec.max_amount
+        opened = sum(a.lease.maximum for a in job.attempts if a.state is AttemptState.OPEN)
+        assert self.reserved == opened + sum(a.amount for a in job.attempts if a.state is AttemptState.HELD)
+        return job
+
+    def _move(self, move: Move) -> None:
+        source, target = move.side.value.split(" to ")
+        names = {"vouchered": "paid", "free": ""}
+        if move.attempt is None:
+            names = {"free": ""}
+        for name, sign in ((source, -1), (target, 1)):
+            known = names.get(name, name)
+            if known:
+                setattr(self, known, getattr(self, known) + sign * move.amount)
+
+
+def test_complete_claim_without_check_is_owed_and_frees_the_rest() -> None:
+    books = Books()
+    job = books.take(leased())
+    job = books.take(claim(job, ack_of(job, UNITS, complete=True)))
+    assert (job.state, job.newest.state, job.newest.amount) == (JobState.COMPLETED, AttemptState.OWED, 1_000)
+    assert (books.open, books.used, books.paid, books.reserved) == (0, 1_010, 1_000, 0)
+
+
+def test_claim_with_check_is_held_until_accepted() -> None:
+    books = Books()
+    job = books.take(leased())
+    job = books.take(claim(job, ack_of(job, UNITS, complete=True, will_check=True)))
+    assert (job.state, job.newest.state) == (JobState.CHECKING, AttemptState.HELD)
+    job = books.take(life.accept(job, 1))
+    assert (job.state, books.paid) == (JobState.COMPLETED, 1_000)
+    assert life.accept(job, 1)[1] == []
+
+
+def test_acceptance_before_the_claim_is_remembered() -> None:
+    books = Books()
+    job = books.take(leased())
+    job = books.take(life.accept(job, 1))
+    job = books.take(claim(job, ack_of(job, UNITS, complete=True, will_check=True)))
+    assert job.newest.state is AttemptState.OWED
+
+
+def test_claim_within_a_window_of_the_end_counts_as_complete_but_is_held() -> None:
+    books = Books()
+    job = books.take(leased())
+    job = books.take(claim(job, ack_of(job, UNITS - 16)))
+    assert (job.state, job.newest.state, job.newest.amount) == (JobState.DELIVERED, AttemptState.HELD, 840)
+    job = books.take(life.due(job, NOW + CHECK, GRACE))
+    assert (job.state, books.paid) == (JobState.COMPLETED, 840)
+
+
+def test_cancelled_claim_pays_the_acked_part_and_keeps_the_job_open() -> None:
+    books = Books()
+    job = books.take(leased())
+    job = books.take(claim(job, ack_of(job, 30), units=40, outcome=Outcome.CANCELLED))
+    assert (job.state, job.newest.state, job.open) == (JobState.LEASED, AttemptState.HELD, MOST - 303)
+    job = books.take(life.due(job, job.spec.deadline + GRACE, GRACE))
+    assert (job.state, books.open, books.paid) == (JobState.CANCELLED, 0, 300)
+
+
+def test_claim_with_nothing_acked_earns_nothing() -> None:
+    books = Books()
+    job = books.take(leased())
+    job = books.take(claim(job, None, units=0, outcome=Outcome.FAILED))
+    assert (job.newest.state, books.reserved, books.paid) == (AttemptState.CLOSED, 0, 0)
+
+
+def test_failed_outcome_is_blamed_on_the_provider() -> None:
+    _, moves = claim(leased()[0], None, units=0, outcome=Outcome.FAILED)
+    assert Judge(PROVIDER, Deed.FAILED) in moves
+
+
+def test_client_restart_blames_nobody() -> None:
+    _, moves = life.close(leased()[0], 1, None, b"", "client-restart", NOW, CHECK)
+    assert Judge(PROVIDER, Deed.BLAMELESS) in moves
+
+
+def test_retry_with_an_unknown_reason_is_refused() -> None:
+    with pytest.raises(ProtocolError, match="no reason"):
+        life.close(leased()[0], 1, None, b"", "because", NOW, CHECK)
+
+
+def test_rejection_returns_everything_and_ends_the_job() -> None:
+    books = Books()
+    job = books.take(leased())
+    job = books.take(claim(job, ack_of(job, UNITS, complete=True, will_check=True)))
+    job = books.take(life.reject(job, 1, "differs"))
+    assert (job.state, job.newest.state) == (JobState.REJECTED, AttemptState.REJECTED)
+    assert (books.open, books.held, books.used, books.reserved, books.paid) == (0, 0, 0, 0, 0)
+    assert life.reject(job, 1, "differs")[1] == [], "a rejection twice jails once"
+
+
+def test_rejection_of_what_is_owed_is_refused() -> None:
+    job = claim(leased()[0], ack_of(leased()[0], UNITS, complete=True))[0]
+    with pytest.raises(ProtocolError, match="owed already"):
+        life.reject(job, 1, "late")
+
+
+def test_rejection_before_the_claim_leaves_nothing_to_claim() -> None:
+    books = Books()
+    job = books.take(leased())
+    job = books.take(life.reject(job, 1, "differs"))
+    job = books.take(claim(job, ack_of(job, UNITS, complete=True)))
+    assert (job.newest.state, books.paid) == (AttemptState.REJECTED, 0)
+
+
+def test_second_attempt_while_the_first_is_open_is_refused() -> None:
+    job = leased()[0]
+    with pytest.raises(ProtocolError, match="still open"):
+        life.grant(job, next_attempt(job), until=0)
+
+
+def test_attempt_number_that_does_not_follow_is_refused() -> None:
+    job = life.close(leased()[0], 1, None, b"", "lost", NOW, CHECK)[0]
+    attempt = next_attempt(job)
+    odd = replace(attempt, lease=replace(attempt.lease, attempt=5))
+    with pytest.raises(ProtocolError, match="does not follow"):
+        life.grant(job, odd, until=0)
+
+
+def test_retry_of_an_older_attempt_is_refused() -> None:
+    job = life.close(leased()[0], 1, None, b"", "lost", NOW, CHECK)[0]
+    job = life.grant(job, next_attempt(job), until=0)[0]
+    with pytest.raises(ProtocolError, match="not the newest"):
+        life.may_retry(job, 1)
+
+
+def test_retry_after_the_job_lapsed_is_refused() -> None:
+    job = life.due(leased()[0], NOW + 10_000, GRACE)[0]
+    assert job.state is JobState.EXPIRED
+    with pytest.raises(ProtocolError, match="ended"):
+        life.may_retry(job, 1)
+
+
+def test_retry_with_everything_spent_is_refused() -> None:
+    job, _ = claim(leased()[0], ack_of(leased()[0], UNITS, complete=True))
+    poor = replace(job, spec=replace(job.spec, max_amount=Money(1_010)))
+    with pytest.raises(OutOfFunds):
+        life.may_retry(poor, 1)
+
+
+def test_prefix_of_the_next_attempt_is_what_the_client_holds() -> None:
+    job = leased()[0]
+    ack = ack_of(job, 30)
+    assert life.next_prefix(job, 1, ack, "lost") == (30, ack.output_hash)
+    assert life.next_prefix(job, 1, ack, "bad-output") == (0, ZERO_HASH)
+    assert life.next_prefix(job, 1, None, "lost") == (0, ZERO_HASH)
+
+
+def test_attempt_that_was_never_leased_is_refused() -> None:
+    with pytest.raises(ProtocolError, match="no attempt"):
+        leased()[0].attempt(2)
+
+
+EVENTS = st.lists(
+    st.tuples(
+        st.sampled_from(["claim", "retry", "accept", "reject", "suspect", "tick", "late claim"]),
+        st.integers(0, UNITS),
+        st.booleans(),
+        st.booleans(),
+        st.sampled_from(list(Outcome)),
+    ),
+    max_size=14,
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(EVENTS)
+def test_any_sequence_of_events_conserves_money_and_ends(events: list[tuple[str, int, bool, bool, Outcome]]) -> None:
+    books, now = Books(), NOW
+    job = books.take(leased())
+    for kind, units, complete, will_check, outcome in events:
+        newest = len(job.attempts)
+        ack = ack_of(job, units, complete=complete, will_check=complete and will_check)
+        try:
+            if kind == "claim":
+                job = books.take(claim(job, ack, units, outcome, number=newest))
+            elif kind == "late claim":
+                job = books.take(claim(job, ack, units, outcome, number=1))
+            elif kind == "accept":
+                job = books.take(life.accept(job, newest))
+            elif kind == "suspect":
+                job = books.take(life.suspect(job, newest, now + CHECK))
+            elif kind == "reject":
+                job = books.take(life.reject(job, newest, "differs"))
+            elif kind == "tick":
+                now += units * 10
+                job = books.take(life.due(job, now, GRACE))
+            else:
+                life.may_retry(job, newest)
+                job = books.take(life.close(job, newest, ack, b"", "lost", now, CHECK))
+                prefix = min(UNITS - 1, life.next_prefix(job, newest, ack, "lost")[0])
+                job = books.take(life.grant(job, next_attempt(job, prefix), until=0))
+        except (ProtocolError, OutOfFunds):
+            continue
+    job = books.take(life.due(job, NOW + 10**6, GRACE))
+    assert life.finished(job)
+    assert job.state not in (JobState.LEASED, JobState.DELIVERED, JobState.CHECKING)
+    assert books.held == books.open == books.reserved == 0
+    assert life.next_due(job, GRACE) == 0
