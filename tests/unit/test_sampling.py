@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import hashlib
 import json
+from dataclasses import replace
 from decimal import Decimal, localcontext
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
 from gpumarket.core.errors import ProtocolError
 from gpumarket.node.engine import noise, sampling
@@ -20,11 +23,11 @@ VECTORS = json.loads((Path(__file__).parents[1] / "vectors" / "sampling.json").r
 SEED = bytes(range(32))
 
 
-def vector_logits() -> np.ndarray:
+def vector_logits() -> NDArray[np.float32]:
     return ((np.arange(4001) * 7919 % 997) / 64).astype(np.float32)
 
 
-def rows(count: int, vocabulary: int, spread: float = 2.0, seed: int = 0) -> np.ndarray:
+def rows(count: int, vocabulary: int, spread: float = 2.0, seed: int = 0) -> NDArray[np.float32]:
     return (np.random.default_rng(seed).normal(size=(count, vocabulary)) * spread).astype(np.float32)
 
 
@@ -40,22 +43,25 @@ def rows(count: int, vocabulary: int, spread: float = 2.0, seed: int = 0) -> np.
         ),
     ],
 )
-def test_philox_published_vectors_match(counter, key, expected):  # Random123, kat_vectors
+def test_philox_published_vectors_match(
+    counter: tuple[int, int, int, int], key: tuple[int, int], expected: tuple[int, int, int, int]
+) -> None:
+    """Known answers of Random123 1.14 (kat_vectors)."""
     assert noise.philox4x32(counter, key) == expected
-    arrays = tuple(np.array([word], dtype=np.int64) for word in counter)
-    assert tuple(int(word[0]) for word in noise.philox4x32(arrays, key)) == expected
-    tensors = tuple(torch.tensor([word], dtype=torch.int64) for word in counter)
-    assert tuple(int(word[0]) for word in noise.philox4x32(tensors, key)) == expected
+    a, b, c, d = (np.array([word], dtype=np.int64) for word in counter)
+    assert tuple(int(word[0]) for word in noise.philox4x32((a, b, c, d), key)) == expected
+    e, f, g, h = (torch.tensor([word], dtype=torch.int64) for word in counter)
+    assert tuple(int(word[0]) for word in noise.philox4x32((e, f, g, h), key)) == expected
 
 
-def test_noise_vectors_numpy_and_torch_agree():
+def test_noise_vectors_numpy_and_torch_agree() -> None:
     for row in VECTORS["noise"]:
         words = noise.seed_words(bytes.fromhex(row["seed"]))
         assert noise.noise_index(words, row["position"], np.array(row["tokens"])).tolist() == row["index"]
         assert noise.noise_index(words, row["position"], torch.tensor(row["tokens"])).tolist() == row["index"]
 
 
-def test_gumbel_table_checksum_matches_and_entries_are_correctly_rounded():
+def test_gumbel_table_checksum_matches_and_entries_are_correctly_rounded() -> None:
     table = noise.gumbel_table()
     assert hashlib.sha256(table.astype("<f4").tobytes()).hexdigest() == VECTORS["gumbel_table_sha256"]
     with localcontext() as context:
@@ -68,7 +74,7 @@ def test_gumbel_table_checksum_matches_and_entries_are_correctly_rounded():
         table[0] = 0
 
 
-def test_noise_other_seed_position_or_token_is_independent():
+def test_noise_other_seed_position_or_token_is_independent() -> None:
     tokens = np.arange(20_000, dtype=np.int64)[None]
     base = noise.gumbel_noise([SEED], np.array([5]), tokens)[0]
     assert abs(base.mean() - 0.5772) < 0.03  # Euler's constant, the mean of a standard Gumbel
@@ -78,20 +84,20 @@ def test_noise_other_seed_position_or_token_is_independent():
         assert abs(np.corrcoef(base, other)[0, 1]) < 0.03
 
 
-def test_seed_of_wrong_length_is_refused():
+def test_seed_of_wrong_length_is_refused() -> None:
     with pytest.raises(ValueError, match="32 bytes"):
         noise.seed_words(b"short")
 
 
-def test_draw_vectors_match():
+def test_draw_vectors_match() -> None:
     for row in VECTORS["draws"]:
         params = Sampling(row["temperature_milli"], row["top_p_ppm"], bytes.fromhex(VECTORS["draw_seed"]))
         assert sampling.draw(vector_logits(), row["position"], params) == row["token"]
 
 
 @pytest.mark.parametrize("vocabulary", [4, 256, 257, 4001])
-def test_candidates_with_ties_torch_equals_numpy(vocabulary):
-    coarse = np.round(rows(40, vocabulary) * 4).astype(np.float32) / 4
+def test_candidates_with_ties_torch_equals_numpy(vocabulary: int) -> None:
+    coarse = (np.round(rows(40, vocabulary) * 4) / 4).astype(np.float32)
     ids, values = sampling.candidates(coarse)
     torch_ids, torch_values = top_candidates(torch.from_numpy(coarse))
     assert (ids == torch_ids).all() and (values == torch_values).all()
@@ -100,7 +106,7 @@ def test_candidates_with_ties_torch_equals_numpy(vocabulary):
         assert chosen.tolist() == sorted(best)
 
 
-def test_draw_torch_rows_of_mixed_parameters_equal_single_rows():
+def test_draw_torch_rows_of_mixed_parameters_equal_single_rows() -> None:
     logits = rows(6, 1000)
     samplings = [Sampling(t, p, SEED) for t, p in ((0, 1_000_000), (1000, 1_000_000), (500, 900_000), (1500, 100_000), (0, 1), (1000, 1))]
     positions = [3, 4, 5, 6, 7, 8]
@@ -108,7 +114,7 @@ def test_draw_torch_rows_of_mixed_parameters_equal_single_rows():
     assert pick_tokens(torch.from_numpy(logits), positions, samplings) == singles
 
 
-def test_draw_greedy_tie_takes_lowest_id_and_ignores_noise():
+def test_draw_greedy_tie_takes_lowest_id_and_ignores_noise() -> None:
     row = np.zeros(1000, dtype=np.float32)
     row[[700, 300]] = 5.0
     drawn = {sampling.draw(row, i, Sampling(0, 1_000_000, bytes([i]) * 32)) for i in range(20)}
@@ -116,13 +122,13 @@ def test_draw_greedy_tie_takes_lowest_id_and_ignores_noise():
     assert pick_tokens(torch.from_numpy(row[None]), [0], [Sampling(0, 1, SEED)]) == [300]
 
 
-def test_draw_frequencies_follow_the_softmax():
+def test_draw_frequencies_follow_the_softmax() -> None:
     row = np.log(np.array([0.5, 0.25, 0.15, 0.07, 0.03])).astype(np.float32)
     drawn = [sampling.draw(row, i, Sampling(1000, 1_000_000, SEED)) for i in range(4000)]
     assert np.abs(np.bincount(drawn, minlength=5) / 4000 - np.exp(row)).max() < 0.03
 
 
-def test_draw_nucleus_keeps_the_shortest_prefix_that_reaches_top_p():
+def test_draw_nucleus_keeps_the_shortest_prefix_that_reaches_top_p() -> None:
     row = np.log(np.array([0.07, 0.5, 0.15, 0.25, 0.03])).astype(np.float32)
     drawn = {sampling.draw(row, i, Sampling(1000, 700_000, SEED)) for i in range(500)}
     assert drawn == {1, 3}
@@ -130,7 +136,7 @@ def test_draw_nucleus_keeps_the_shortest_prefix_that_reaches_top_p():
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(0, 1_000_000), (1000, 1_000_000), (700, 900_000), (2000, 500_000)])
-def test_gap_of_honest_token_is_zero_and_small_under_rounding(temperature, top_p):
+def test_gap_of_honest_token_is_zero_and_small_under_rounding(temperature: int, top_p: int) -> None:
     logits = rows(300, 2000)
     samplings = [Sampling(temperature, top_p, bytes([i % 5]) * 32) for i in range(300)]
     positions = list(range(300))
@@ -141,7 +147,7 @@ def test_gap_of_honest_token_is_zero_and_small_under_rounding(temperature, top_p
     assert gaps.max() < 0.1 and gaps.mean() < 0.002
 
 
-def test_gap_near_edge_of_flat_candidates_is_small():
+def test_gap_near_edge_of_flat_candidates_is_small() -> None:
     logits = rows(500, 2000, spread=0.2)  # an untrained model: rank 256 lies among near-equals
     samplings = [Sampling(1000, 950_000, SEED)] * 500
     positions = list(range(500))
@@ -151,7 +157,7 @@ def test_gap_near_edge_of_flat_candidates_is_small():
 
 
 @pytest.mark.parametrize(("temperature", "top_p"), [(0, 1_000_000), (1000, 1_000_000), (700, 900_000)])
-def test_gap_of_foreign_token_is_large(temperature, top_p):
+def test_gap_of_foreign_token_is_large(temperature: int, top_p: int) -> None:
     logits = rows(200, 2000)
     params = Sampling(temperature, top_p, SEED)
     gaps = [sampling.score_gap(row, (i * 37) % 2000, i, params) for i, row in enumerate(logits)]
@@ -159,14 +165,14 @@ def test_gap_of_foreign_token_is_large(temperature, top_p):
     assert max(gaps) == sampling.GAP_CLIP
 
 
-def test_gap_of_token_drawn_with_another_seed_is_seen():
+def test_gap_of_token_drawn_with_another_seed_is_seen() -> None:
     logits = rows(200, 2000)
     honest, ground = Sampling(1000, 1_000_000, SEED), Sampling(1000, 1_000_000, bytes(32))
     gaps = [sampling.score_gap(row, sampling.draw(row, i, ground), i, honest) for i, row in enumerate(logits)]
     assert np.mean(np.array(gaps) > 0.1) > 0.5
 
 
-def test_gap_greedy_is_the_logit_difference():
+def test_gap_greedy_is_the_logit_difference() -> None:
     row = np.array([1.0, 3.0, 2.5], dtype=np.float32)
     assert sampling.score_gap(row, 2, 0, Sampling(0, 1_000_000, SEED)) == pytest.approx(0.5)
 
@@ -175,6 +181,6 @@ def test_gap_greedy_is_the_logit_difference():
     "wrong",
     [{"temperature_milli": -1}, {"temperature_milli": 2001}, {"top_p_ppm": 0}, {"top_p_ppm": 1_000_001}, {"seed": b"x"}],
 )
-def test_sampling_out_of_range_is_refused(wrong):
+def test_sampling_out_of_range_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ProtocolError):
-        Sampling(**({"temperature_milli": 0, "top_p_ppm": 1, "seed": SEED} | wrong))
+        replace(Sampling(0, 1, SEED), **wrong)

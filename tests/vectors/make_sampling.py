@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gpumarket.node.engine import noise, sampling
 from gpumarket.node.engine.base import Sampling
@@ -15,7 +16,7 @@ SEEDS = ("00" * 32, "ff" * 32, bytes(range(32)).hex())
 VOCABULARY = 4001
 
 
-def logits() -> np.ndarray:
+def logits() -> NDArray[np.float32]:
     """A row that needs no random numbers and has ties: 4001 values in steps of 1/64."""
     return ((np.arange(VOCABULARY) * 7919 % 997) / 64).astype(np.float32)
 

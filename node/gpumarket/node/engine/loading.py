@@ -17,10 +17,14 @@ from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.utils.logging import disable_progress_bar
 
 from gpumarket.core.errors import ConfigError, EngineFailed
+from gpumarket.node.models.store import REFUSED_SUFFIXES
 
-REFUSED_SUFFIXES: Final = (".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt", ".h5", ".msgpack", ".py", ".pyc", ".so")
 DTYPES: Final = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 JSON_BYTES_MAX: Final = 1 << 22
+
+# oneDNN reads this once, at its first use, hence on import. Measured: a virtual machine that advertises AMX and faults on it ends the
+# process with SIGILL in the first bf16 product. The level below works everywhere; an owner who has AMX sets the variable himself.
+os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
 
 
 def refuse_unsafe(folder: Path) -> None:
@@ -83,9 +87,6 @@ def _configuration(folder: Path) -> Any:
 def _load(kind: Any, folder: Path, compute_dtype: str) -> Any:
     if compute_dtype not in DTYPES:
         raise ConfigError(f"compute dtype {compute_dtype} is unknown", hint=f"use one of {', '.join(DTYPES)}")
-    # oneDNN reads this at its first use. Measured: a virtual machine that advertises AMX and faults on it ends the process with SIGILL in
-    # the first bf16 product; the level below works everywhere and an owner who has AMX sets the variable himself.
-    os.environ.setdefault("ONEDNN_MAX_CPU_ISA", "AVX512_CORE_BF16")
     disable_progress_bar()  # type: ignore[no-untyped-call]
     device = "cuda" if torch.cuda.is_available() else "cpu"
     try:

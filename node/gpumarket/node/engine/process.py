@@ -186,7 +186,8 @@ class EngineProcess:
 
     async def _spawn(self) -> _Child:
         ours, theirs = socket.socketpair()
-        with theirs:
+        with theirs, contextlib.ExitStack() as on_failure:
+            on_failure.callback(ours.close)
             process = await asyncio.create_subprocess_exec(
                 *(sys.executable, "-I", "-m", "gpumarket.node.engine.worker"),
                 *("--fd", str(theirs.fileno()), "--parent", str(os.getpid())),
@@ -198,6 +199,7 @@ class EngineProcess:
                 stderr=asyncio.subprocess.PIPE,
                 start_new_session=True,
             )
+            on_failure.pop_all()
         reader, writer = await asyncio.open_connection(sock=ours)
         child = _Child(process, reader, writer)
         child.tasks.append(asyncio.create_task(_keep_tail(process, child.stderr)))
