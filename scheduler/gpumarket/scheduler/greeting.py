@@ -122,6 +122,8 @@ class Greeter:
             proof, listing = self._presence.proofs[provider], self._listings.get(provider)
             if listing is None or provider not in self._presence.sessions or proof.key != key:
                 return
+            if self._listings.why_unlisted(provider):
+                return  # withdrawn, or no longer registered: `_see_to` begins anew when it is back
             try:
                 measured = await self._challenger.prove(listing.body)
             except GpumarketError as error:

@@ -1,7 +1,8 @@
 """The offers known, from wherever they came: heartbeats, gossip, snapshot. Which of them the chain backs decides what is in the book.
 
-An offer is listed while its provider is registered, with the offer's TLS key hash, and has not expired. Offers of providers that the chain
-does not know (yet) wait, bounded in number. Every change of the list has a revision, so that a watcher resumes where it was.
+An offer is listed while its provider is registered, with the offer's TLS key hash, and has not expired. An offer of nothing withdraws the
+one before it. Offers of providers that the chain does not know (yet) wait, bounded in number, and so do withdrawals: an older offer that
+arrives late must not list the provider again. Every change of the list has a revision, so that a watcher resumes where it was.
 """
 
 from __future__ import annotations
@@ -62,7 +63,8 @@ class Listings:
             return known
         if body.expires_at <= now:
             raise ProtocolError(f"an offer that expired {now - body.expires_at} s ago", hint="set the clock (NTP), sign a new offer")
-        to_advert(body, provider)  # refuses bad numbers before anything is kept; the owner is the chain's to say
+        if not _withdrawn(body):
+            to_advert(body, provider)  # refuses bad numbers before anything is kept; the owner is the chain's to say
         raw = message.SerializeToString(deterministic=True)
         self._place(Listing(provider, body, message, raw, offer_digest(raw)))
         found = self.get(provider)
@@ -192,7 +194,14 @@ def _sale(model: pb.ModelOffer) -> ModelOnSale:
     )
 
 
+def _withdrawn(body: pb.OfferBody) -> bool:
+    """A provider that leaves signs an offer of nothing."""
+    return not body.models and not body.gpus and not body.capacity
+
+
 def _unbacked(listing: Listing, node: NodeOnChain | None) -> str:
+    if _withdrawn(listing.body):
+        return "the provider withdrew its offer"
     if node is None or not node.roles & PROVIDER:
         return "the provider is not registered on chain"
     if node.tls_key_hash != listing.body.tls_key_hash:
