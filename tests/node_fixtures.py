@@ -196,7 +196,7 @@ class ScriptedEngine:
         self.gate.set()
         self.alive = True
         self.starts = 0
-        self.running = 0
+        self.jobs = 0
         self.cancelled = 0
         self.produced = 0
         self.replayed: list[tuple[tuple[int, ...], tuple[Segment, ...]]] = []
@@ -247,9 +247,9 @@ class _Running:
         self.engine = engine
 
     async def __aenter__(self) -> None:
-        self.engine.running += 1
+        self.engine.jobs += 1
 
     async def __aexit__(self, kind: type[BaseException] | None, *_: object) -> None:
-        self.engine.running -= 1
+        self.engine.jobs -= 1
         if kind in (GeneratorExit, asyncio.CancelledError):
             self.engine.cancelled += 1

@@ -81,7 +81,7 @@ async def test_service_without_acks_sends_exactly_one_window_and_then_gives_up(t
         receipt = await talk.read_finished()
         assert talk.units == 8
         assert (receipt.output_units, receipt.outcome) == (8, Outcome.CANCELLED)
-        assert running.engines["generate"].running == 0
+        assert running.engines["generate"].jobs == 0
 
 
 async def test_service_continues_a_text_after_the_delivered_prefix(tmp_path: Path) -> None:
@@ -211,7 +211,7 @@ async def test_service_client_that_leaves_stops_the_engine_and_is_billed_for_its
         await talk.read_units(20)
         talk.call.cancel()
         started = time.monotonic()
-        await until(lambda: engine.running == 0)
+        await until(lambda: engine.jobs == 0)
         assert time.monotonic() - started < 5
         await until(lambda: row(running, job)["state"] == DUE)
         receipt = parse(terms.SignedReceipt, row(running, job)["signed_receipt"]).receipt
@@ -242,7 +242,7 @@ async def test_service_dead_engine_fails_the_attempt_and_is_started_again(tmp_pa
         engine = running.engines["generate"]
         engine.gate.clear()
         talk = await running.attempt(text()).open()
-        await until(lambda: engine.running == 1)
+        await until(lambda: engine.jobs == 1)
         engine.alive = False
         engine.gate.set()
         receipt = await talk.read_finished()

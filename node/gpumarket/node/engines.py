@@ -47,7 +47,8 @@ class Seat:
 
     @property
     def warm(self) -> bool:
-        return self._engine is not None
+        """Whether a started engine is there, as far as is known without asking it."""
+        return self._engine is not None and _alive(self._engine)
 
     @property
     def free(self) -> int:
@@ -77,7 +78,7 @@ class Seat:
 
         Starting goes on when a caller is cancelled: a client that orders and leaves must not keep an engine from ever starting.
         """
-        if self._engine is not None:
+        if self._engine is not None and _alive(self._engine):
             return self._engine
         if self._start is None or self._start.done():
             self._start = asyncio.create_task(self._start_engine())
@@ -86,7 +87,10 @@ class Seat:
     async def _start_engine(self) -> Engine:
         async with self._changing:
             if self._engine is not None:
-                return self._engine
+                if _alive(self._engine):
+                    return self._engine
+                _log.warning("engine died between jobs", model=self.model.manifest.name)
+                await self._put_away(self._engine)
             engine = self._make()
             try:
                 await engine.start()
@@ -110,14 +114,16 @@ class Seat:
                 await engine.stats()
             except EngineFailed as error:
                 _log.warning("engine lost", model=self.model.manifest.name, reason=error.message)
-                self._engine = None
-                await engine.close()
+                await self._put_away(engine)
 
     async def sandbox(self) -> str:
         """What is in force around the engine: "none", "process", "process+netns". "" while it is cold."""
-        if self._engine is None:
+        if self._engine is None or not _alive(self._engine):
             return ""
-        return str((await self._engine.stats()).get("sandbox", "none"))
+        try:
+            return str((await self._engine.stats()).get("sandbox", "none"))
+        except EngineFailed:
+            return ""  # it has just died: nothing is in force around it
 
     async def close(self) -> None:
         """Stop the engine, or its start."""
@@ -125,8 +131,11 @@ class Seat:
             self._start.cancel()
             await asyncio.wait([self._start])
         if self._engine is not None:
-            engine, self._engine = self._engine, None
-            await engine.close()
+            await self._put_away(self._engine)
+
+    async def _put_away(self, engine: Engine) -> None:
+        self._engine = None
+        await engine.close()
 
     async def wait_for_slot(self) -> None:
         try:
@@ -215,3 +224,8 @@ class Engines:
 
     async def close(self) -> None:
         await asyncio.gather(*(seat.close() for seat in self.seats.values()))
+
+
+def _alive(engine: Engine) -> bool:
+    """An engine in a process of its own knows whether that process lives; any other one counts as alive until a call fails."""
+    return bool(getattr(engine, "running", True))
