@@ -84,6 +84,32 @@ async def test_service_without_acks_sends_exactly_one_window_and_then_gives_up(t
         assert running.engines["generate"].jobs == 0
 
 
+async def test_service_client_that_hangs_up_while_its_ack_is_written_down_is_billed_for_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with provider_at(tmp_path, TEXT) as running:
+        accounts, writing, go_on = running.provider.accounts, asyncio.Event(), asyncio.Event()
+        keep = accounts.keep_ack
+
+        async def keep_slowly(lease: Hash, evidence: bytes) -> None:
+            writing.set()
+            await go_on.wait()
+            await keep(lease, evidence)
+
+        monkeypatch.setattr(accounts, "keep_ack", keep_slowly)
+        job = text()
+        talk = await running.attempt(job).open()
+        await talk.read_units(8)
+        await talk.ack()
+        await writing.wait()
+        (session,) = running.provider.service._sessions.values()
+        talk.call.cancel()
+        await until(lambda: not session._inbox.empty())  # the handler has seen that the client is gone
+        go_on.set()
+        await until(lambda: row(running, job)["state"] == DUE)
+        assert row(running, job)["amount"] == 8 * TEXT.output_price // 1_000_000
+
+
 async def test_service_continues_a_text_after_the_delivered_prefix(tmp_path: Path) -> None:
     async with provider_at(tmp_path, TEXT) as running:
         job = text(max_tokens=9, attempt=2, prefix=(0, 1, 2), prefix_units=3, prefix_hash=text_hash((0, 1, 2)))

@@ -137,8 +137,7 @@ class Session:
                 try:
                     await self._run(self._judge(event), pump)
                 finally:
-                    if done is not None:
-                        done.set_result(None)
+                    _tell(done)
                 self._after()
         except JournalError as error:
             self.outbox.put_nowait(error)
@@ -215,8 +214,7 @@ class Session:
     def _refuse_waiting(self) -> None:
         while not self._inbox.empty():
             _, done = self._inbox.get_nowait()
-            if done is not None:
-                done.set_result(None)
+            _tell(done)
 
     async def _pump(self) -> None:
         """The engine's output into the inbox, one batch at a time, no faster than it is taken."""
@@ -260,6 +258,12 @@ def _frames(task: Task, items: Sequence[Item], units: int) -> list[pb.Frame]:
         else:
             frame.items.append(item.data)
     return frames
+
+
+def _tell(done: asyncio.Future[None] | None) -> None:
+    """Wake who waits for an event to be judged. A client that hung up meanwhile waits no longer: its future is cancelled."""
+    if done is not None and not done.done():
+        done.set_result(None)
 
 
 async def _stop(task: asyncio.Task[None]) -> None:
