@@ -16,7 +16,7 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from gpumarket.core.codec import signed_call
-from gpumarket.core.errors import GpumarketError, NoProvider, ProtocolError, Unreachable, WrongChain
+from gpumarket.core.errors import Busy, GpumarketError, MatchError, NoProvider, ProtocolError, Unreachable, WrongChain
 from gpumarket.core.ports import Clock, Random
 from gpumarket.core.rpc import CALL_SECONDS, from_rpc, open_channel, rebuild
 from gpumarket.core.signing import Domain, Signer
@@ -28,6 +28,8 @@ from gpumarket.v1 import terms_pb2 as pb
 
 T = TypeVar("T")
 BACKOFF_FIRST_SECONDS, BACKOFF_MAX_SECONDS = 0.1, 2.0
+CAPACITY = "capacity"
+"""The scheduler's filter that removes whoever would do but has no place free now."""
 OFFERS_MAX = 10_000
 """Most offers read from one listing: a scheduler cannot fill the client's memory."""
 
@@ -200,26 +202,29 @@ class Hub:
 
 
 def accepted(reply: mpb.MatchReply) -> mpb.MatchReply:
-    """The reply, unless it is a refusal. Raises NoProvider with the filters that removed providers, or the scheduler's error as itself."""
+    """The reply, unless it is a refusal. Raises NoProvider or Busy with the filters' counts, or the scheduler's error as itself."""
     if reply.HasField("problem"):
         problem = reply.problem
         details = {"code": problem.code, "message": problem.message, "hint": problem.hint, "retryable": problem.retryable}
         raise rebuild(details)
     if reply.HasField("no_match"):
-        raise no_provider(reply.no_match)
+        raise no_match(reply.no_match)
     if reply.WhichOneof("result") is None:
         raise GpumarketError("the scheduler's answer is empty; it may be of a newer version")
     return reply
 
 
-def no_provider(found: mpb.NoMatch) -> NoProvider:
-    """The refusal with its numbers: which filter removed how many."""
+def no_match(found: mpb.NoMatch) -> MatchError:
+    """The refusal with its numbers: which filter removed how many. Busy when somebody fits and merely has no place free."""
     removed = {count.filter: count.removed for count in found.removed}
     parts = [f"{count.filter} removed {count.removed}" + (f" ({count.example})" if count.example else "") for count in found.removed]
     if not found.considered:
         return NoProvider("no provider is known to the scheduler", hint="gpumarket market ls")
+    told = "; ".join(parts) or "no reason given"
+    if CAPACITY in removed:
+        return Busy(f"no place is free at {found.considered} providers: {told}", hint="try again in a moment, or loosen a constraint")
     return NoProvider(
-        f"none of {found.considered} providers fits: {'; '.join(parts) or 'no reason given'}",
+        f"none of {found.considered} providers fits: {told}",
         removed=removed,
         considered=found.considered,
         hint="gpumarket market explain, or loosen the constraint that removed most",

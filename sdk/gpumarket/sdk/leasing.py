@@ -11,7 +11,7 @@ import asyncio
 from sqlalchemy import Connection
 
 from gpumarket.core.codec import open_lease, open_offer, parse, signed_ack
-from gpumarket.core.errors import GpumarketError, JobFailed, NoProvider, OutOfFunds, ProtocolError
+from gpumarket.core.errors import Busy, GpumarketError, JobFailed, NoProvider, OutOfFunds, ProtocolError
 from gpumarket.core.terms import Lease
 from gpumarket.core.units import Hash, hex0x
 from gpumarket.sdk import store
@@ -28,7 +28,7 @@ RETRY_PAUSE_SECONDS, RETRY_PAUSE_SECONDS_MAX = 0.2, 2.0
 
 
 async def order(desk: Desk, job: store.StoredJob, channel: PaidChannelState, *, explain: bool = False) -> mpb.Granted:
-    """Place a journaled order; sent again, it answers the same lease. Raises NoProvider, OutOfFunds or the scheduler's refusal."""
+    """Place a journaled order; sent again, it answers the same lease. Raises NoProvider, Busy, OutOfFunds or the scheduler's refusal."""
     give_up_at = desk.clock.monotonic() + desk.settings.failover_seconds
     voucher = desk.account.voucher(channel) if channel.voucher > channel.report.voucher else None
     while True:
@@ -60,7 +60,7 @@ async def next_attempt(
     while True:
         try:
             return await desk.hub.retry(request)
-        except NoProvider as error:
+        except (NoProvider, Busy) as error:
             late = desk.clock.now() + RETRY_MARGIN_SECONDS > job.spec.deadline
             if late or desk.clock.monotonic() + pause > give_up_at:
                 raise failure(progress, error) from error
