@@ -6,6 +6,7 @@ Everything here looks from outside: at the roles' processes, their journals and 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 import subprocess
@@ -19,11 +20,12 @@ from typing import Any
 
 import psutil
 
-from gpumarket.core.codec import from_proto, parse
+from gpumarket.core.codec import from_proto, open_offer, parse
 from gpumarket.core.settings import ChainSettings, load
 from gpumarket.core.terms import Ack, Lease, output_chain
-from gpumarket.core.units import Address, Hash, Money
+from gpumarket.core.units import Address, Hash, Money, parse_address
 from gpumarket.node.tables import SETTLED
+from gpumarket.p2p.link import Link, P2PSettings
 from gpumarket.scheduler.lifecycle import AttemptState
 from gpumarket.sdk import Client
 from gpumarket.sdk.settings import ClientSettings
@@ -35,13 +37,16 @@ from gpumarket.testnet.plan import TINY_LLAMA, ModelPlan, Plan, ProviderPlan
 from gpumarket.testnet.processes import clean_environment
 from gpumarket.v1 import terms_pb2 as pb
 
-PATIENCE_SECONDS = 90.0
+PATIENCE_SECONDS = 240.0
 """Longest wait for anything: generous, since nothing here measures time."""
 POLL_SECONDS = 0.1
-JOB_SECONDS = 60
+JOB_SECONDS = 180
+"""Long enough for a model that is loaded on a busy machine; only a job that nobody takes up again waits for it."""
 SLOTS, QUEUE = 2, 1
 PROMPTS = [f"Count the ways in which a market of machines can fail, number {n}, and what each of them costs." for n in range(12)]
 MAX_TOKENS = 192
+WINDOW = 32
+"""How far a provider streams ahead of the acks."""
 
 
 def plan(providers: int = 2) -> Plan:
@@ -49,12 +54,16 @@ def plan(providers: int = 2) -> Plan:
     sellers = tuple(
         ProviderPlan(
             f"provider-{n + 1}",
-            (ModelPlan(TINY_LLAMA, f"0.05{n}", f"0.20{n}", warm=True),),
-            settings={"queue_limit": QUEUE},
+            (ModelPlan(TINY_LLAMA, f"0.05{n}", f"0.20{n}"),),
+            settings={
+                "models": [{"model": TINY_LLAMA, "prompt_price": f"0.05{n}", "output_price": f"0.20{n}", "warm": True, "slots": SLOTS}],
+                "queue_limit": QUEUE,
+                "ack_seconds": PATIENCE_SECONDS,  # tests let streams rest
+            },
         )
         for n in range(providers)
     )
-    scheduler = {"check_seconds": 2, "claim_grace_seconds": 5}
+    scheduler = {"check_seconds": 2, "claim_grace_seconds": 5, "window_units": WINDOW}
     client = {"check_probability": 0.0, "job_seconds": JOB_SECONDS}
     return Plan(sellers, scheduler=scheduler, client=client)
 
@@ -91,9 +100,19 @@ class FaultMarket:
     def pid(self, name: str) -> int:
         return self.network.processes.roles[name].process.pid
 
+    def children(self, name: str, module: str) -> list[psutil.Process]:
+        """The child processes of a role that run a module."""
+        found = []
+        for child in psutil.Process(self.pid(name)).children(recursive=True):
+            with contextlib.suppress(psutil.NoSuchProcess):  # it ends just now: not one of them
+                if child.status() != psutil.STATUS_ZOMBIE and module in child.cmdline():
+                    found.append(child)
+        return found
+
     def child(self, name: str, module: str) -> psutil.Process:
-        """The child process of a role that runs a module."""
-        return next(c for c in psutil.Process(self.pid(name)).children(recursive=True) if module in c.cmdline())
+        """The one child process of a role that runs a module."""
+        (found,) = self.children(name, module)
+        return found
 
     # --- client --------------------------------------------------------------------------------------------------------------
 
@@ -123,8 +142,24 @@ class FaultMarket:
         prompt = await self.long_prompt(client)
         stream = client.chat(TINY_LLAMA, prompt, stream=True, max_tokens=MAX_TOKENS, temperature=0.0)
         pieces = [await anext(stream.__aiter__())]
-        (running,) = [row for row in self.books().client.attempts if not row.reason]
+        (running,) = self.running_attempts()
         return stream, pieces, self.name_of(running.provider)
+
+    def spawn_client(self, name: str, prompt: str) -> None:
+        """A client in a process of its own, on the testnet client's state, that begins a chat and rests after its first piece."""
+        file = self.network.folder.root / "prompt"
+        file.write_text(prompt)
+        program = Path(__file__).with_name("fault_client.py")
+        argv = [sys.executable, str(program), str(file), TINY_LLAMA, str(MAX_TOKENS)]
+        self.network.processes.spawn(name, argv, env={"GPUMARKET_CONFIG": str(self.network.client_config)})
+
+    def running_attempts(self) -> list[Any]:
+        """The client's attempts that have not ended, by its journal."""
+        return [row for row in self.books().client.attempts if not row.reason]
+
+    async def streaming(self) -> bool:
+        """Whether the client has received something of the attempt that runs."""
+        return any(row.ack and tokens_of(self, row.job) for row in self.running_attempts())
 
     # --- books ---------------------------------------------------------------------------------------------------------------
 
@@ -172,6 +207,30 @@ class FaultMarket:
         """Tokens in a role's wallet."""
         async with self.chain() as chain:
             return await chain_facts.balance(chain, self.address(name))
+
+    # --- p2p -----------------------------------------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def newcomer(self) -> AsyncIterator[Callable[[], Awaitable[set[str]]]]:
+        """A node that joins the p2p network now; calling it tells whose offers it has got."""
+        async with self.chain() as chain:
+            settings = P2PSettings(
+                identity_path=self.network.folder.root / "newcomer.key",
+                chain_id=chain.book.chain_id,
+                registry=parse_address(chain.book.registry),
+                bootstrap=tuple(self.network.ready[SCHEDULER]["p2p"]),
+            )
+            link = Link(settings)
+            await link.start()
+
+            async def known() -> set[str]:
+                offers = [open_offer(chain.market_domain, parse(pb.SignedOffer, raw)) for raw in await link.snapshot()]
+                return {self.name_of(offer.provider) for offer in offers}
+
+            try:
+                yield known
+            finally:
+                await link.close()
 
     # --- the end of a test ---------------------------------------------------------------------------------------------------
 
@@ -340,8 +399,11 @@ def assert_delivered_once(market: FaultMarket, job: bytes) -> list[bytes]:
     return tokens
 
 
-def assert_paid_once(market: FaultMarket, job: bytes, units: int) -> None:
-    """The attempts of a finished job earned exactly the units delivered, each at its own lease's prices, within the maximum."""
+def assert_paid_once(market: FaultMarket, job: bytes, units: int, *, unacked_max: int = 0) -> None:
+    """The attempts of a finished job earned exactly the units delivered, each at its own lease's prices, within the maximum.
+
+    `unacked_max`: what may be missing, where a client died between receiving and acknowledging: that is the provider's exposure.
+    """
     from gpumarket.core.terms import JobSpec
     from gpumarket.settlement.pricing import attempt_amount
 
@@ -349,7 +411,7 @@ def assert_paid_once(market: FaultMarket, job: bytes, units: int) -> None:
     (row,) = [row for row in books.scheduler.jobs if row.key == job]
     spec = from_proto(JobSpec, parse(pb.JobOrder, row.job_order).spec)
     attempts = attempts_of(books, job)
-    assert sum(a.units for a in attempts) == units
+    assert units - unacked_max <= sum(a.units for a in attempts) <= units
     assert [a.complete for a in attempts] == [False] * (len(attempts) - 1) + [True]
     for attempt in attempts:
         lease = from_proto(Lease, parse(pb.SignedLease, attempt.signed_lease).lease)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import signal
 
+import pytest
 from fault_market import FaultMarket, assert_delivered_once, assert_paid_once, attempts_of, ended, until
 
 from gpumarket.node.tables import OWED
 from gpumarket.testnet.plan import TINY_LLAMA
+
+pytestmark = pytest.mark.timeout(600)
 
 
 async def test_provider_killed_in_mid_stream_rest_comes_from_another_and_each_is_paid_its_part(market: FaultMarket) -> None:

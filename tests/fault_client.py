@@ -1,0 +1,23 @@
+"""A client in a process of its own, to be killed: begins a chat, takes the first pieces, and rests.
+
+python fault_client.py PROMPT_FILE MODEL MAX_TOKENS         (settings through GPUMARKET_CONFIG)
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from pathlib import Path
+
+from gpumarket.sdk import Client
+
+
+async def main(prompt: str, model: str, max_tokens: int) -> None:
+    async with Client.from_env() as client:
+        stream = client.chat(model, prompt, stream=True, max_tokens=max_tokens, temperature=0.0)
+        async for _ in stream:
+            await asyncio.Event().wait()
+
+
+if __name__ == "__main__":
+    asyncio.run(main(Path(sys.argv[1]).read_text(), sys.argv[2], int(sys.argv[3])))
