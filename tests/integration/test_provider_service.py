@@ -447,3 +447,19 @@ async def test_service_first_message_other_than_an_open_is_refused(tmp_path: Pat
         await talk.call.write(pb.InferRequest(cancel=True))
         with pytest.raises(ProtocolError, match="first message"):
             await talk.read()
+
+
+async def test_service_finds_a_scheduler_again_that_moved(tmp_path: Path) -> None:
+    async with provider_at(tmp_path, TEXT, run=True) as running:
+        for name in ("before", "after"):
+            async with scheduler_at(tmp_path / name) as (fake, node):
+                running.view.nodes[SCHEDULER.address] = node
+                await until(lambda fake=fake: bool(fake.loads))  # type: ignore[misc]
+
+
+async def test_service_talks_to_no_scheduler_with_another_key_than_registered(tmp_path: Path) -> None:
+    async with scheduler_at(tmp_path / "s") as (fake, node), provider_at(tmp_path, TEXT, run=True) as running:
+        running.view.nodes[SCHEDULER.address] = replace(node, tls_key_hash=Hash(b"\x01" * 32))
+        presence = running.provider.heartbeats.presence
+        await until(lambda: SCHEDULER.address in presence and "TLS key" in presence[SCHEDULER.address].error)
+        assert not fake.hellos

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 from dataclasses import replace
 
 import numpy as np
@@ -17,7 +18,7 @@ from gpumarket.core.terms import Task
 from gpumarket.core.units import Hash, parse_money
 from gpumarket.node.claims import check_voucher
 from gpumarket.node.engines import Engines, Seat
-from gpumarket.node.gpu_device import chained
+from gpumarket.node.gpu_device import REQUEST, chained, serve
 from gpumarket.node.gpu_proof import Prover
 from gpumarket.node.offers import Shop, is_due, next_sequence, offer_body, sign_body, withdrawn_body
 from gpumarket.node.provider import credit_start
@@ -151,6 +152,16 @@ def test_device_process_computes_the_same_chain_with_torch() -> None:
     pytest.importorskip("torch")
     ours, theirs = chained(b"\x01" * 32, 64, 3, -1), gpu_proof.product(b"\x01" * 32, 64, 3)
     assert float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)) < gpu_proof.RELATIVE_ERROR_MAX
+
+
+def test_device_process_answers_records_until_its_pipe_ends() -> None:
+    pytest.importorskip("torch")
+    request = REQUEST.pack(b"\x01" * 32, 64, 2, -1)
+    sink = io.BytesIO()
+    serve(io.BytesIO(request + request + b"half"), sink)
+    rows = np.frombuffer(sink.getvalue(), "<f4").reshape(2, 64, 64)
+    assert np.array_equal(rows[0], rows[1])
+    assert np.array_equal(rows[0], chained(b"\x01" * 32, 64, 2, -1))
 
 
 # --- vouchers and settings ------------------------------------------------------------------------------------------------------

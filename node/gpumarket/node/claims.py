@@ -153,10 +153,11 @@ class Claims:
         body = pb.ClaimRequest(lease=bill.signed_lease, receipt=bill.signed_receipt, last_ack=bill.signed_ack)
         nonce = Hash(self._random.token(32))
         call = signed_call(self._signer, self._domain, "Market/Claim", body, lease.scheduler, self._clock.now(), nonce)
+        line = await self._peers.line(lease.scheduler)
         try:
-            reply = await (await self._peers.market(lease.scheduler)).Claim(call, timeout=CALL_SECONDS)
+            reply = await line.market.Claim(call, timeout=CALL_SECONDS)
         except grpc.aio.AioRpcError as error:
-            raise await self._peers.failed(lease.scheduler, error) from error
+            raise await self._peers.failed(line, error) from error
         await self._take(bill, reply)
 
     async def _take(self, bill: Bill, reply: pb.ClaimReply) -> None:

@@ -90,8 +90,6 @@ class Heartbeats:
             try:
                 await self._stream(scheduler, presence)
                 presence.error = "the scheduler ended the heartbeat"
-            except grpc.aio.AioRpcError as error:
-                presence.error = (await self._peers.failed(scheduler, error)).message
             except JournalError:
                 raise
             except GpumarketError as error:
@@ -103,27 +101,26 @@ class Heartbeats:
             await asyncio.sleep(wait)
 
     async def _stream(self, scheduler: Address, presence: Presence) -> None:
-        call = (await self._peers.market(scheduler)).Heartbeat()  # type: ignore[call-arg]  # the stubs want an iterator; writing needs none
-        offer = self._offer()
-        nonce = Hash(self._random.token(32))
-        hello = signed_call(self._signer, self._domain, "Market/Heartbeat", offer, scheduler, self._clock.now(), nonce)
+        line = await self._peers.line(scheduler)
+        call = line.market.Heartbeat()  # type: ignore[call-arg]  # the stubs want an iterator; writing needs none
+        talking = asyncio.create_task(self._talk(call, scheduler))
         try:
-            await call.write(pb.HeartbeatUp(hello=hello))
-            talking = asyncio.create_task(self._talk(call, scheduler, offer))
-            try:
-                async for message in call:
-                    presence.connected = True
-                    await self._hear(scheduler, presence, message)
-            finally:
-                talking.cancel()
-                await asyncio.gather(talking, return_exceptions=True)
+            async for message in call:
+                presence.connected = True
+                await self._hear(scheduler, presence, message)
+        except grpc.aio.AioRpcError as error:
+            raise await self._peers.failed(line, error) from error
         finally:
+            talking.cancel()
+            await asyncio.gather(talking, return_exceptions=True)
             call.cancel()
 
-    async def _talk(
-        self, call: grpc.aio.StreamStreamCall[pb.HeartbeatUp, pb.HeartbeatDown], scheduler: Address, said: terms.SignedOffer
-    ) -> None:
-        """The load, on time or when asked. A write that fails ends this; the reader hears the reason."""
+    async def _talk(self, call: grpc.aio.StreamStreamCall[pb.HeartbeatUp, pb.HeartbeatDown], scheduler: Address) -> None:
+        """Hello, then the load, on time or when asked. A write that fails ends this; the reader hears the reason."""
+        said = self._offer()
+        nonce = Hash(self._random.token(32))
+        hello = signed_call(self._signer, self._domain, "Market/Heartbeat", said, scheduler, self._clock.now(), nonce)
+        await call.write(pb.HeartbeatUp(hello=hello))
         while True:
             offer = self._offer()
             if offer is not said:

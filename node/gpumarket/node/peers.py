@@ -30,22 +30,26 @@ class Node(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class _Line:
+class Line:
+    """An open connection to one scheduler."""
+
+    scheduler: Address
     endpoint: str
     tls_key_hash: Hash
     channel: grpc.aio.Channel
+    market: MarketAsyncStub
 
 
 class Peers:
-    """Scheduler stubs by address."""
+    """Connections by scheduler address."""
 
     def __init__(self, nodes: Mapping[Address, Node]) -> None:
         self._nodes = nodes
-        self._lines: dict[Address, _Line] = {}
+        self._lines: dict[Address, Line] = {}
         self._opening: dict[Address, asyncio.Lock] = {}
 
-    async def market(self, scheduler: Address) -> MarketAsyncStub:
-        """A stub over the pinned connection. Raises Unreachable or BadSignature (another key than the registered one)."""
+    async def line(self, scheduler: Address) -> Line:
+        """The pinned connection. Raises Unreachable or BadSignature (another key than the registered one)."""
         async with self._opening.setdefault(scheduler, asyncio.Lock()):
             node = self._nodes.get(scheduler)
             if node is None or not node.endpoint:
@@ -53,16 +57,19 @@ class Peers:
             line = self._lines.get(scheduler)
             if line is None or (line.endpoint, line.tls_key_hash) != (node.endpoint, node.tls_key_hash):
                 await self._hang_up(scheduler)
-                line = _Line(node.endpoint, node.tls_key_hash, await open_channel(node.endpoint, node.tls_key_hash))
+                channel = await open_channel(node.endpoint, node.tls_key_hash)
+                line = Line(scheduler, node.endpoint, node.tls_key_hash, channel, MarketStub(channel))
                 self._lines[scheduler] = line
-        return MarketStub(line.channel)
+        return line
 
-    async def failed(self, scheduler: Address, error: grpc.aio.AioRpcError) -> GpumarketError:
-        """The error that an rpc failed with, as one of the tree. A connection that is down is given up, and opened anew next time."""
-        found = from_rpc(error, f"scheduler {hex0x(scheduler)}")
-        if isinstance(found, Unreachable):
-            async with self._opening.setdefault(scheduler, asyncio.Lock()):
-                await self._hang_up(scheduler)
+    async def failed(self, line: Line, error: grpc.aio.AioRpcError) -> GpumarketError:
+        """The error that an rpc failed with, as one of the tree.
+
+        A connection that is down is given up and opened anew next time: gRPC's own reconnecting waits up to two minutes.
+        """
+        found = from_rpc(error, f"scheduler {hex0x(line.scheduler)}")
+        if error.code() is grpc.StatusCode.UNAVAILABLE and isinstance(found, Unreachable) and self._lines.get(line.scheduler) is line:
+            await self._hang_up(line.scheduler)
         return found
 
     async def close(self) -> None:
