@@ -212,8 +212,7 @@ class Book:
             line[Col.STAKE_ROOM] = standing.stake_room
             line[Col.QUEUE_SECONDS] = standing.queued / max(1, entry.advert.capacity)
             line[Col.OBSERVATIONS] = standing.observations
-            warm = sale.model in standing.warm or (standing.heartbeat == NEVER and sale.warm)
-            line[Col.MERIT] = self.weights.merit(standing.reputation_low, standing.stake, warm)
+            line[Col.MERIT] = self.weights.merit(standing.reputation_low, standing.stake, is_warm(standing, sale))
 
     def move_places(self, provider: Address, places: int) -> None:
         """Take (negative) or give back reserved places. A provider whose offer went away is ignored."""
@@ -296,3 +295,8 @@ class Book:
 
 def _keys(advert: Advert, sale: ModelOnSale) -> Iterable[tuple[Hash, str, str]]:
     return {(sale.model, gpu_class, region) for gpu_class in ("", advert.gpu_class) for region in ("", advert.region)}
+
+
+def is_warm(standing: Standing, sale: ModelOnSale) -> bool:
+    """Whether the model is loaded now: as the last heartbeat says, or the offer before the first one."""
+    return sale.model in standing.warm or (standing.heartbeat == NEVER and sale.warm)

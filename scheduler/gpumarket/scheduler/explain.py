@@ -8,7 +8,7 @@ import numpy as np
 
 from gpumarket.core.units import Address
 from gpumarket.scheduler import score
-from gpumarket.scheduler.book import Book, Col
+from gpumarket.scheduler.book import Book, Col, is_warm
 from gpumarket.scheduler.filters import Moment, Wanted, bounds, stages
 from gpumarket.scheduler.match import Candidates, draw
 
@@ -48,29 +48,28 @@ class Story:
 def explain(book: Book, wanted: Wanted, seed: bytes, moment: Moment, explore_share: float) -> Story:
     """The match of the same arguments, told."""
     found = draw(book, wanted, seed, moment, explore_share)
-    candidates = tuple(_scored(book, wanted, found)) if found is not None else ()
+    candidates = tuple(_scored(book, found)) if found is not None else ()
     return Story(len(book.entries), candidates, tuple(_rejected(book, wanted, moment)), found is not None and found.explored)
 
 
-def _scored(book: Book, wanted: Wanted, found: Candidates) -> list[Scored]:
+def _scored(book: Book, found: Candidates) -> list[Scored]:
     weights = book.weights
-    seconds = found.table[:, Col.QUEUE_SECONDS] + found.table[:, Col.SECONDS_PER_UNIT] * (wanted.output_units or wanted.prompt_units)
-    price, latency = score.price_part(found.cost), score.latency_part(seconds)
+    cheapest = min(found.costs)
     seen: dict[int, Scored] = {}
-    for i, row in enumerate(found.rows.tolist()):
+    for i, row in enumerate(found.rows):
         entry, sale = book.owners[row], book.sales[row]
         assert entry is not None
         assert sale is not None
         standing = entry.standing
         parts = {
-            "price": weights.price * float(price[i]),
-            "latency": weights.latency * float(latency[i]),
+            "price": weights.price * score.price_part(found.costs[i], cheapest),
+            "latency": weights.latency * score.latency_part(found.seconds[i]),
             "reputation": weights.reputation * standing.reputation_low,
             "stake": weights.stake * score.stake_part(standing.stake),
-            "warm": weights.warm * float(sale.model in standing.warm),
+            "warm": weights.warm * float(is_warm(standing, sale)),
         }
         if row not in seen or i == found.chosen:
-            seen[row] = Scored(entry.advert.provider, float(found.total[i]), parts, i == found.chosen)
+            seen[row] = Scored(entry.advert.provider, found.totals[i], parts, i == found.chosen)
     return sorted(seen.values(), key=lambda s: -s.total)
 
 

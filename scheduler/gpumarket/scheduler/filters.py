@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from operator import ge, le
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ SANDBOX_TIERS = {"": 0, "none": 0, "process": 1, "process+netns": 2}
 _MANY = float("inf")
 Rows = NDArray[np.int64]
 Mask = NDArray[np.bool_]
+Bound = tuple[float, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,32 +104,31 @@ MONEY_FILTERS = ("max_amount", "spoke", "exposure")
 NAMES = ("model", "provider", "excluded", *(f.name for f in FILTERS), *MONEY_FILTERS)
 
 
-def bounds(book: Book, wanted: Wanted, moment: Moment) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+def bounds(book: Book, wanted: Wanted, moment: Moment) -> tuple[Bound, Bound]:
     """Lowest and highest value of each filter column, in the order of `FILTERS`."""
     limits, find = wanted.limits, book.labels.find
     checking = wanted.task is Task.CHECK
-    profile = find(wanted.profile)
-    task = float(wanted.task)
-    gpu = find(limits.gpu_class) if limits.gpu_class else None
-    region = find(limits.region) if limits.region else None
-    low = (
+    task, profile, now = float(wanted.task), float(find(wanted.profile)), float(moment.now)
+    gpu = float(find(limits.gpu_class)) if limits.gpu_class else None
+    region = float(find(limits.region)) if limits.region else None
+    low = (  # floats throughout: comparing a float with an int takes four times as long
         0.0 if checking else task,
         profile,
         1.0 if checking else 0.0,
         -_MANY if gpu is None else gpu,
-        limits.min_vram_bytes,
+        float(limits.min_vram_bytes),
         -_MANY if region is None else region,
-        limits.min_sandbox,
-        wanted.longest_input,
+        float(limits.min_sandbox),
+        float(wanted.longest_input),
         0.0,
         0.0,
-        limits.min_stake,
-        limits.min_reputation_ppm,
+        float(limits.min_stake),
+        float(limits.min_reputation_ppm),
         moment.monotonic - HEARTBEAT_SECONDS,
-        moment.now,
+        now,
         1.0,
         -_MANY,
-        wanted.deadline + wanted.spoke_margin_seconds,
+        float(wanted.deadline + wanted.spoke_margin_seconds),
         1.0,
     )
     high = (
@@ -139,51 +140,54 @@ def bounds(book: Book, wanted: Wanted, moment: Moment) -> tuple[NDArray[np.float
         _MANY if region is None else region,
         _MANY,
         _MANY,
-        _MANY if limits.max_prompt_price is None else limits.max_prompt_price,
-        _MANY if limits.max_output_price is None else limits.max_output_price,
+        _MANY if limits.max_prompt_price is None else float(limits.max_prompt_price),
+        _MANY if limits.max_output_price is None else float(limits.max_output_price),
         _MANY,
         _MANY,
         _MANY,
         _MANY,
         _MANY,
-        moment.now,
+        now,
         _MANY,
         _MANY,
     )
-    return np.array(low, dtype=np.float64), np.array(high, dtype=np.float64)
+    return low, high
 
 
-def costs(table: NDArray[np.float64], wanted: Wanted) -> NDArray[np.float64]:
-    """What the attempt would cost at each row, fee not included: money as float."""
-    cost = table[:, Col.PROMPT_PRICE] * (wanted.prompt_units / PER_MILLION)
-    if wanted.output_units:
-        cost += table[:, Col.OUTPUT_PRICE] * (wanted.output_units / PER_MILLION)
+def admitted(book: Book, wanted: Wanted, line: list[float], low: Bound, high: Bound) -> float:
+    """The cost at a row that passes every filter, else -1. `mask` says the same of many rows at once."""
+    if not (all(map(le, low, line)) and all(map(ge, high, line))):
+        return -1.0
+    cost = (line[Col.PROMPT_PRICE] * wanted.prompt_units + line[Col.OUTPUT_PRICE] * wanted.output_units) / PER_MILLION
+    if cost > line[Col.SPOKE_FREE] or cost > line[Col.STAKE_ROOM] or cost > wanted.budget:
+        return -1.0
+    limits = wanted.limits
+    if limits.exclude_providers or limits.exclude_owners:
+        find, provider, owner = book.labels.find, line[Col.PROVIDER], line[Col.OWNER]
+        if any(find(p) == provider for p in limits.exclude_providers) or any(find(o) == owner for o in limits.exclude_owners):
+            return -1.0
     return cost
 
 
-def passing(
-    book: Book,
-    wanted: Wanted,
-    rows: Rows,
-    table: NDArray[np.float64],
-    cost: NDArray[np.float64],
-    low: NDArray[np.float64],
-    high: NDArray[np.float64],
-) -> Mask:
-    """Which of `rows` pass every filter; `table` is the book's at those rows."""
+def mask(book: Book, wanted: Wanted, rows: Rows, low: Bound, high: Bound) -> Mask:
+    """Which of many rows pass every filter, in one vectorised scan."""
+    table = book.table[rows]
     part = table[:, :FILTER_COLUMNS]
-    good: Mask = np.logical_and.reduce((part >= low) & (part <= high), axis=1)
+    good: Mask = np.logical_and.reduce((part >= np.array(low)) & (part <= np.array(high)), axis=1)
     room = np.minimum(table[:, Col.SPOKE_FREE], table[:, Col.STAKE_ROOM])
-    good &= cost <= np.minimum(room, wanted.budget)
-    limits = wanted.limits
-    if limits.exclude_providers or limits.exclude_owners:
+    good &= costs(table, wanted) <= np.minimum(room, wanted.budget)
+    if wanted.limits.exclude_providers or wanted.limits.exclude_owners:
         good &= ~_excluded(book, wanted, table)
     return good
 
 
-def stages(
-    book: Book, wanted: Wanted, rows: Rows, low: NDArray[np.float64], high: NDArray[np.float64]
-) -> Iterator[tuple[str, Mask, Callable[[int], str]]]:
+def costs(table: NDArray[np.float64], wanted: Wanted) -> NDArray[np.float64]:
+    """What the attempt would cost at each row, fee not included: money as float."""
+    prompt, output = table[:, Col.PROMPT_PRICE] * wanted.prompt_units, table[:, Col.OUTPUT_PRICE] * wanted.output_units
+    return (prompt + output) / PER_MILLION  # the operations of `admitted`, in its order: both round alike
+
+
+def stages(book: Book, wanted: Wanted, rows: Rows, low: Bound, high: Bound) -> Iterator[tuple[str, Mask, Callable[[int], str]]]:
     """(name, which fail it, numbers of row i) of every filter in order, over `rows`. For counting and explaining only."""
     table = book.table[rows]
     required = wanted.limits.require_provider

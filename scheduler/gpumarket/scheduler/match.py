@@ -2,27 +2,30 @@
 
 Eight candidates are drawn at random from the index, filtered, scored, and one of them is drawn by score ("power of d choices", Mitzenmacher
 2001): the cost does not grow with the book, load spreads, and two schedulers do not herd onto one provider. When none of the eight passes,
-sixty-four more are drawn, then the whole index is scanned once. A share of the draws goes to newcomers among the candidates, whatever their
-score. Reasons are counted only when nothing matched, or when asked (explain.py).
+sixty-four more are filtered, then the whole index in one vectorised scan, and eight of those that pass are drawn. A share of the draws goes
+to newcomers among the candidates, whatever their score. Reasons are counted only when nothing matched, or when asked (explain.py).
 """
 
 from __future__ import annotations
 
 import hashlib
 import struct
+from bisect import bisect_right
 from dataclasses import dataclass
+from itertools import accumulate
 
 import numpy as np
-from numpy.typing import NDArray
 
 from gpumarket.core.units import Address
 from gpumarket.scheduler import score
 from gpumarket.scheduler.book import Book, Col, ModelOnSale
-from gpumarket.scheduler.filters import Mask, Moment, Rows, Wanted, bounds, costs, passing, stages
+from gpumarket.scheduler.filters import Bound, Moment, Rows, Wanted, admitted, bounds, mask, stages
 
-DRAWN_FIRST, DRAWN_NEXT = 8, 64
-_WORDS = struct.Struct(f"<{2 + DRAWN_FIRST}I")
+DRAWN, DRAWN_NEXT = 8, 64
+_WORDS = struct.Struct(f"<{2 + DRAWN}I")
 _UNIT = 2.0**-32
+_Passed = tuple[list[int], list[list[float]], list[float]]
+"""Rows, their columns, their costs."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,12 +57,12 @@ class NoMatch:
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """Rows that passed in one draw, with what scoring needs. `explored`: the draw goes to a newcomer."""
+    """Rows that passed in one draw, with what was scored of them. `explored`: the draw goes to a newcomer."""
 
-    rows: Rows
-    table: NDArray[np.float64]
-    cost: NDArray[np.float64]
-    total: NDArray[np.float64]
+    rows: list[int]
+    costs: list[float]
+    seconds: list[float]
+    totals: list[float]
     chosen: int
     explored: bool
 
@@ -69,31 +72,24 @@ def match(book: Book, wanted: Wanted, seed: bytes, moment: Moment, explore_share
     found = draw(book, wanted, seed, moment, explore_share)
     if found is None:
         return count(book, wanted, moment)
-    row = int(found.rows[found.chosen])
+    row = found.rows[found.chosen]
     entry, sale = book.owners[row], book.sales[row]
     assert entry is not None
     assert sale is not None
-    return Plan(entry.advert.provider, sale, float(found.total[found.chosen]), found.explored)
+    return Plan(entry.advert.provider, sale, found.totals[found.chosen], found.explored)
 
 
 def draw(book: Book, wanted: Wanted, seed: bytes, moment: Moment, explore_share: float) -> Candidates | None:
     """The candidates that passed and which of them is chosen; None when nobody passes."""
-    stream = hashlib.shake_128(seed)
-    explore, choice, *words = _WORDS.unpack(stream.digest(_WORDS.size))
+    explore, choice, *words = _WORDS.unpack(hashlib.blake2b(seed, digest_size=_WORDS.size).digest())
     low, high = bounds(book, wanted, moment)
-    rows = _index(book, wanted)
-    size = len(rows)
-    if size > DRAWN_FIRST:
-        picks = rows[[w * size >> 32 for w in words]]
-        found = _passing(book, wanted, picks, low, high)
-        if found is None and size > DRAWN_NEXT:
-            more = np.frombuffer(stream.digest(_WORDS.size + 4 * DRAWN_NEXT)[_WORDS.size :], dtype="<u4").astype(np.uint64)
-            found = _passing(book, wanted, rows[(more * np.uint64(size)) >> np.uint64(32)], low, high)
-        if found is None:
-            found = _passing(book, wanted, rows, low, high)
-    else:
-        found = _passing(book, wanted, rows, low, high)
-    if found is None:
+    index = _index(book, wanted)
+    size = len(index)
+    picks = index[[w * size >> 32 for w in words]] if size > DRAWN else index
+    found = _passing(book, wanted, picks, low, high)
+    if not found[0] and size > DRAWN:
+        found = _found_by_scan(book, wanted, index, seed, low, high)
+    if not found[0]:
         return None
     return _choose(book, wanted, found, explore * _UNIT < explore_share, choice * _UNIT)
 
@@ -124,29 +120,40 @@ def _index(book: Book, wanted: Wanted) -> Rows:
     return book.pool(wanted.model, limits.gpu_class, limits.region).rows
 
 
-_Passed = tuple[Rows, NDArray[np.float64], NDArray[np.float64]]
+def _passing(book: Book, wanted: Wanted, picks: Rows, low: Bound, high: Bound) -> _Passed:
+    found: _Passed = ([], [], [])
+    lines: list[list[float]] = book.table[picks].tolist()
+    for row, line in zip(picks.tolist(), lines, strict=True):
+        cost = admitted(book, wanted, line, low, high)
+        if cost >= 0.0:
+            found[0].append(row)
+            found[1].append(line)
+            found[2].append(cost)
+    return found
 
 
-def _passing(book: Book, wanted: Wanted, rows: Rows, low: NDArray[np.float64], high: NDArray[np.float64]) -> _Passed | None:
-    table = book.table[rows]
-    cost = costs(table, wanted)
-    good: Mask = passing(book, wanted, rows, table, cost, low, high)
-    keep = good.nonzero()[0]
-    if len(keep) == len(rows):
-        return (rows, table, cost) if len(rows) else None
-    if not len(keep):
-        return None
-    return rows[keep], table[keep], cost[keep]
+def _found_by_scan(book: Book, wanted: Wanted, index: Rows, seed: bytes, low: Bound, high: Bound) -> _Passed:
+    """Draw again from what passes: among more rows first, then among all of the index."""
+    words = np.frombuffer(hashlib.shake_128(seed).digest(4 * (DRAWN_NEXT + DRAWN)), dtype="<u4").astype(np.uint64)
+    if len(index) > DRAWN_NEXT:
+        more = index[words[:DRAWN_NEXT] * np.uint64(len(index)) >> np.uint64(32)]
+        found = more[mask(book, wanted, more, low, high)]
+        if len(found):
+            return _passing(book, wanted, found[:DRAWN], low, high)
+    found = index[mask(book, wanted, index, low, high)]
+    if len(found) > DRAWN:
+        found = found[words[DRAWN_NEXT:] * np.uint64(len(found)) >> np.uint64(32)]
+    return _passing(book, wanted, found, low, high)
 
 
 def _choose(book: Book, wanted: Wanted, found: _Passed, explore: bool, choice: float) -> Candidates:
-    rows, table, cost = found
-    seconds = table[:, Col.QUEUE_SECONDS] + table[:, Col.SECONDS_PER_UNIT] * (wanted.output_units or wanted.prompt_units)
-    total = score.total(book.weights, cost, seconds, table[:, Col.MERIT])
+    rows, lines, costs = found
+    units = wanted.output_units or wanted.prompt_units
+    seconds = [line[Col.QUEUE_SECONDS] + line[Col.SECONDS_PER_UNIT] * units for line in lines]
+    totals = score.totals(book.weights, costs, seconds, [line[Col.MERIT] for line in lines])
     if explore:
-        newcomers = (table[:, Col.OBSERVATIONS] < score.NEWCOMER_OBSERVATIONS).nonzero()[0]
-        if len(newcomers):
-            return Candidates(rows, table, cost, total, int(newcomers[int(choice * len(newcomers))]), True)
-    weight = (total**score.SHARPNESS).cumsum()
-    chosen = int(weight.searchsorted(choice * weight[-1], side="right"))
-    return Candidates(rows, table, cost, total, min(chosen, len(rows) - 1), False)
+        newcomers = [i for i, line in enumerate(lines) if line[Col.OBSERVATIONS] < score.NEWCOMER_OBSERVATIONS]
+        if newcomers:
+            return Candidates(rows, costs, seconds, totals, newcomers[int(choice * len(newcomers))], True)
+    drawn = list(accumulate([t**score.SHARPNESS for t in totals]))
+    return Candidates(rows, costs, seconds, totals, min(bisect_right(drawn, choice * drawn[-1]), len(rows) - 1), False)
