@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Iterable
 from pathlib import Path
 
-from gpumarket.core.errors import ConfigError, UnknownModel
+from gpumarket.core.errors import ConfigError, MissingExtra, UnknownModel
 from gpumarket.core.terms import ModelManifest, Task
 from gpumarket.core.units import Hash, parse_hash
 from gpumarket.node.admission import OnSale
@@ -16,11 +17,17 @@ from gpumarket.node.provider import Stock
 from gpumarket.node.settings import ModelSetting
 from gpumarket.settlement.verification import profile_for
 
+ENGINE_PACKAGES = ("torch", "transformers", "safetensors")
+"""What the engines' processes import. This one never does: it must not pay for them, nor fall with them."""
 _KINDS = {Task.EMBED: "embed", Task.GENERATE: "slots"}
 
 
 def open_stock(store: ModelStore, models: Iterable[ModelSetting]) -> list[Stock]:
-    """The models on sale. Raises UnknownModel for one that is not in the store, ConfigError for one that cannot be sold."""
+    """The models on sale. Raises UnknownModel for one that is not in the store, ConfigError for one that cannot be sold, MissingExtra
+    where no engine could start: before a stake is paid for a provider that serves nothing."""
+    for package in ENGINE_PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtra("provider", f"an engine ({package})")
     stock: dict[Hash, Stock] = {}
     for setting in models:
         digest = _digest(store, setting.model)
