@@ -73,11 +73,22 @@ def row(name: str, value: float, unit: str, compared_with: str) -> dict[str, obj
 
 
 def read_texts() -> Inputs:
+    """Token ids of the first TEXTS paragraphs."""
+    return tokenize(read_paragraphs(TEXTS))
+
+
+def read_paragraphs(count: int) -> list[str]:
+    """The first `count` paragraphs of the Python reference that are longer than a line."""
+    topics = sorted(pydoc_data.topics.topics)
+    return [p for topic in topics for p in pydoc_data.topics.topics[topic].split("\n\n") if len(p) > 40][:count]
+
+
+def tokenize(texts: list[str]) -> Inputs:
+    """Ids as a client of the model makes them."""
     tokenizer = Tokenizer.from_file(str(minilm_path() / "tokenizer.json"))
     tokenizer.no_padding()
     tokenizer.enable_truncation(256)
-    paragraphs = [p for topic in sorted(pydoc_data.topics.topics) for p in pydoc_data.topics.topics[topic].split("\n\n") if len(p) > 40]
-    return [tuple(tokenizer.encode(text).ids) for text in paragraphs[:TEXTS]]
+    return [tuple(tokenizer.encode(text).ids) for text in texts]
 
 
 if __name__ == "__main__":

@@ -272,6 +272,7 @@ class Client:
                 self._clock,
                 self._random,
                 patience,
+                settings.busy_seconds,
             )
 
         scheduler = await choosing.choose(chain, settings.scheduler_address, hub_to)

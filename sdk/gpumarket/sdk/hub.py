@@ -55,10 +55,12 @@ class Hub:
         clock: Clock,
         random: Random,
         patience_seconds: float,
+        busy_seconds: float,
     ) -> None:
         self.address = address
         self._locate, self._signer, self._domain, self._chain_id = locate, signer, domain, chain_id
         self._clock, self._random, self._patience = clock, random, patience_seconds
+        self._busy_seconds = busy_seconds
         self._channel: grpc.aio.Channel | None = None
         self._stream: MatchStream | None = None
         self._lock = asyncio.Lock()
@@ -80,9 +82,17 @@ class Hub:
         return self._info
 
     async def match(self, request: mpb.MatchRequest) -> mpb.MatchReply:
-        """An order or a quote. Raises NoProvider or the scheduler's refusal."""
-        reply = await self._again(lambda: self._match_once(request))
-        return accepted(reply)
+        """An order or a quote, asked again while everybody who fits is busy. Raises NoProvider, Busy or the scheduler's refusal."""
+        give_up_at = self._clock.monotonic() + self._busy_seconds
+        pause = BACKOFF_FIRST_SECONDS
+        while True:
+            try:
+                return accepted(await self._again(lambda: self._match_once(request)))
+            except Busy:
+                if self._clock.monotonic() + pause > give_up_at:
+                    raise
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, BACKOFF_MAX_SECONDS)
 
     async def explain(self, order: pb.JobOrder) -> mpb.Explanation:
         """Why this order would go where it goes."""

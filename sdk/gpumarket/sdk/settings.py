@@ -57,6 +57,8 @@ class ClientSettings(Settings):
     """Silence on a running attempt after which it counts as lost; a model that is loaded on its first lease needs most of it."""
     patience_seconds: float = 30.0
     """How long a scheduler that does not answer is tried again: a restart takes a few seconds."""
+    busy_seconds: float = 10.0
+    """How long an order is tried again while every provider that fits is busy: places come free as jobs end."""
     failover_seconds: float = 10.0
     """How long another provider is looked for when an attempt was lost and nobody is free."""
     keep_output_days: int = 7
