@@ -6,7 +6,8 @@ from typing import Any
 
 from gpumarket.core.terms import JobSpec, Lease, Outcome, Receipt, Task, keccak256
 from gpumarket.core.units import ZERO_HASH, Address, Hash, Money
-from gpumarket.sdk.session import JobPlan, Progress
+from gpumarket.sdk.job_plan import JobPlan
+from gpumarket.sdk.session import Progress
 from gpumarket.v1 import terms_pb2 as pb
 
 NOW = 1_800_000_000

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-if TYPE_CHECKING:
-    from gpumarket.sdk.session import JobPlan
+from gpumarket.sdk.job_plan import JobPlan
 
 ITEM_BYTES_MAX = 4 * 1024 * 1024
 """Largest row taken: a million float32 numbers, more than any embedding has dimensions or any answer tokens."""

@@ -18,8 +18,8 @@ from gpumarket.core.units import MONEY_MAX, Address, Hash, Money, format_money, 
 from gpumarket.sdk import store
 from gpumarket.sdk.account import PaidChannelState, Report
 from gpumarket.sdk.desk import Desk
+from gpumarket.sdk.job_plan import JobPlan
 from gpumarket.sdk.results import Quote
-from gpumarket.sdk.session import JobPlan
 from gpumarket.v1 import market_pb2 as mpb
 from gpumarket.v1 import terms_pb2 as pb
 

@@ -22,9 +22,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
 from gpumarket.core.errors import ProtocolError
-from gpumarket.core.terms import Ack, JobSpec, Lease, Outcome, Receipt, output_chain
+from gpumarket.core.terms import Ack, Lease, Outcome, Receipt, output_chain
 from gpumarket.core.units import ZERO_HASH, Address, Hash, Money
 from gpumarket.sdk.frames import accept_items
+from gpumarket.sdk.job_plan import JobPlan
 from gpumarket.sdk.receipts import receipt_flaw
 from gpumarket.settlement.pricing import attempt_amount, client_amount
 
@@ -41,31 +42,6 @@ class Phase(enum.Enum):
     DELIVERED = "delivered"
     CANCELLED = "cancelled"
     FAILED = "failed"
-
-
-@dataclass(frozen=True, slots=True)
-class JobPlan:
-    """What was ordered, as far as the machine needs it.
-
-    `item_units` are the input tokens of each item (EMBED, CHECK; empty for GENERATE, where an item is one token). `item_bytes` is the
-    size of every item where it is known before (a check of text); 0 lets the first item set it.
-    """
-
-    spec: JobSpec
-    item_units: tuple[int, ...] = ()
-    item_bytes: int = 0
-    stop_tokens: frozenset[int] = frozenset()
-    attempts_max: int = 5
-
-    def units_of(self, item: int) -> int:
-        """Units of the item at an absolute index."""
-        return self.item_units[item] if self.item_units else 1
-
-    def completes(self, item: int, data: bytes) -> bool:
-        """Whether this item is the answer's last."""
-        if self.item_units:
-            return item + 1 == len(self.item_units)
-        return item + 1 == self.spec.max_output_units or int.from_bytes(data, "little") in self.stop_tokens
 
 
 @dataclass(frozen=True, slots=True)
