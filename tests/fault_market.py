@@ -31,7 +31,7 @@ from gpumarket.sdk import Client
 from gpumarket.sdk.settings import ClientSettings
 from gpumarket.sdk.streaming import ChatStream
 from gpumarket.settlement.chain import Chain, connect
-from gpumarket.testnet import chain_facts, invariants, ledgers
+from gpumarket.testnet import chain_facts, invariants, keys, ledgers, settings_file
 from gpumarket.testnet.network import CLIENT, SCHEDULER, Network
 from gpumarket.testnet.plan import TINY_LLAMA, ModelPlan, Plan, ProviderPlan
 from gpumarket.testnet.processes import clean_environment
@@ -134,19 +134,23 @@ class FaultMarket:
         assert self._prompt, "no prompt gives a long answer"
         return self._prompt
 
+    def chat(self, client: Client, prompt: str) -> ChatStream:
+        """A long answer, not begun yet."""
+        return client.chat(TINY_LLAMA, prompt, stream=True, max_tokens=MAX_TOKENS, temperature=0.0)
+
     async def begin(self, client: Client) -> tuple[ChatStream, list[str], str]:
         """A chat in the middle of its answer: (stream, pieces so far, the provider that serves it). It rests until it is read on.
 
         A provider goes one window (32 tokens) ahead of the acks, and acks are sent while the stream is read: it cannot end meanwhile.
         """
         prompt = await self.long_prompt(client)
-        stream = client.chat(TINY_LLAMA, prompt, stream=True, max_tokens=MAX_TOKENS, temperature=0.0)
+        stream = self.chat(client, prompt)
         pieces = [await anext(stream.__aiter__())]
         (running,) = self.running_attempts()
         return stream, pieces, self.name_of(running.provider)
 
     def spawn_client(self, name: str, prompt: str) -> None:
-        """A client in a process of its own, on the testnet client's state, that begins a chat and rests after its first piece."""
+        """A client in a process of its own, on the testnet client's state, that begins a chat and rests in the middle."""
         file = self.network.folder.root / "prompt"
         file.write_text(prompt)
         program = Path(__file__).with_name("fault_client.py")
@@ -235,7 +239,7 @@ class FaultMarket:
     # --- the end of a test ---------------------------------------------------------------------------------------------------
 
     async def settle(self) -> None:
-        """Wait until every claim and every job is decided, and every voucher redeemed."""
+        """Wait until every claim and every job is decided, and every provider's voucher redeemed."""
         await until(self._decided, "claims or jobs are still open")
         for name in self.network.names():
             self.network.processes.signal(name, signal.SIGUSR1)
@@ -255,15 +259,14 @@ class FaultMarket:
         claims = all(row.state in SETTLED for book in books.providers.values() for row in book.attempts)
         ledger = books.scheduler
         quiet = not any(row.reserved for row in ledger.spokes) and not any(row.open or row.held for row in ledger.client_channels)
-        return claims and quiet and not any(row.live for row in ledger.jobs)
+        return claims and quiet and not any(row.live_until == FOREVER for row in ledger.jobs)
 
     async def _redeemed(self) -> bool:
         books = self.books()
         async with self.chain() as chain:
             facts = await chain_facts.read_facts(chain, ())
-        owed = {Hash(row.channel): row.cumulative for book in books.providers.values() for row in book.vouchers}
-        owed |= {Hash(row.id): row.used for row in books.scheduler.client_channels}
-        return all(facts.channels[channel].claimed >= amount for channel, amount in owed.items())
+        vouchers = [row for book in books.providers.values() for row in book.vouchers]
+        return all(facts.channels[Hash(row.channel)].claimed >= row.cumulative for row in vouchers)
 
     async def _evidence(self, chain: Chain, facts: chain_facts.ChainFacts) -> invariants.Evidence:
         books = self.books()
@@ -297,6 +300,33 @@ class FaultMarket:
         except ContractLogicError:
             return True
         return False
+
+    # --- other parties -------------------------------------------------------------------------------------------------------
+
+    def other_client(self, name: str, *, client: Mapping[str, Any] | None = None, chain: Mapping[str, Any] | None = None) -> Path:
+        """Settings of a client with a wallet of its own, in which there is nothing."""
+        return self._settings(name, CLIENT, {"lock_file": self.network.folder.lock_file, "faucet": False, **(client or {})}, chain)
+
+    def other_daemon(self, role: str) -> Path:
+        """Settings of a daemon that was never started, with an empty wallet."""
+        section: dict[str, Any] = {}
+        if role == "provider":
+            section = {"model_store": self.network.folder.store, "models": [{"model": TINY_LLAMA}]}
+        return self._settings(f"other-{role}", role, section, None)
+
+    def _settings(self, name: str, section: str, values: Mapping[str, Any], chain: Mapping[str, Any] | None) -> Path:
+        folder = self.network.folder
+        _, key_file, password_file = keys.wallet(folder.root / "strangers", name)
+        paths = {"state": folder.root / f"state of {name}", "key_file": key_file, "password_file": password_file}
+        where = {"rpc_url": self.network.anvil.url, "address_book": folder.book, **(chain or {})}
+        return settings_file.write(folder.root / f"{name}.toml", {section: {**paths, **values}, "chain": where})
+
+    # --- what the scheduler sees ---------------------------------------------------------------------------------------------
+
+    async def struck_out(self, client: Client, by: str) -> bool:
+        """Whether one filter of the scheduler's removes every provider now."""
+        found = await client.explain(TINY_LLAMA, "hello")
+        return [rejected.filter for rejected in found.rejected] == [by] * len(self.providers)
 
     # --- command line --------------------------------------------------------------------------------------------------------
 
