@@ -14,6 +14,7 @@ from sdk_terms import DEADLINE, NOW, a_hash, lease, receipt, rows_plan, text_pla
 from gpumarket.core.errors import ProtocolError
 from gpumarket.core.terms import Outcome, output_chain, token_item
 from gpumarket.core.units import Hash
+from gpumarket.sdk.job_plan import JobPlan
 from gpumarket.sdk.session import (
     AttemptFailed,
     ClientLeaves,
@@ -23,7 +24,6 @@ from gpumarket.sdk.session import (
     FrameReceived,
     GiveUp,
     Instruction,
-    JobPlan,
     LeaseReceived,
     Leave,
     Phase,

@@ -72,12 +72,13 @@ async def redeem(
     from gpumarket.core.errors import StateLocked
     from gpumarket.node import redeeming
     from gpumarket.node.settings import ProviderSettings
+    from gpumarket.settlement import redeem_request
 
     provider = settings.role(ProviderSettings, config, {"state": state})
     try:
-        lines = [redeeming.as_line(found) for found in await redeeming.redeem_offline(provider, settings.chain(config))]
+        lines = [redeem_request.as_line(found) for found in await redeeming.redeem_offline(provider, settings.chain(config))]
     except StateLocked:
-        lines = await asyncio.to_thread(redeeming.ask_daemon, provider.state)
+        lines = await asyncio.to_thread(redeem_request.ask_daemon, provider.state)
     current().emit(lines)
 
 

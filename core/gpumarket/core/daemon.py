@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import json as jsonlib
 import logging
 import os
 import signal
 import sys
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -16,6 +17,8 @@ import structlog
 
 from gpumarket.core.errors import ConfigError, StateLocked
 
+READY = "ready.json"
+"""File in a daemon's state folder while it is up: {pid, role, address, endpoint, tls_key_hash, p2p, chain_id, ...}."""
 _SECRET_KEYS = frozenset({"password", "secret", "private_key", "key", "prompt", "request", "tokens", "output", "salt", "authorization"})
 
 
@@ -86,3 +89,10 @@ async def run_until_signalled(serve: Callable[[asyncio.Event], Awaitable[None]])
     finally:
         for number in (signal.SIGTERM, signal.SIGINT):
             loop.remove_signal_handler(number)
+
+
+def write_json(path: Path, document: Mapping[str, Any]) -> None:
+    """Write a file for other processes, whole or not at all."""
+    temporary = path.with_suffix(path.suffix + ".new")
+    temporary.write_text(jsonlib.dumps(document, indent=2) + "\n")
+    temporary.replace(path)

@@ -21,7 +21,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
 from gpumarket.core import keystore
-from gpumarket.core.daemon import StateFolder, configure_logging, run_until_signalled
+from gpumarket.core.daemon import READY, StateFolder, configure_logging, run_until_signalled, write_json
 from gpumarket.core.errors import GpumarketError, JournalError
 from gpumarket.core.ports import SystemClock, SystemRandom
 from gpumarket.core.rpc import load_identity
@@ -32,14 +32,15 @@ from gpumarket.node.engines import EngineFactory
 from gpumarket.node.inventory import take_inventory
 from gpumarket.node.models.store import ModelStore
 from gpumarket.node.provider import Provider, Surroundings
-from gpumarket.node.redeeming import READY, journal_url, make_redeemer, redeem_on_request, write_json
-from gpumarket.node.registration import Entry, ensure_registered, role_bits
+from gpumarket.node.redeeming import journal_url, make_redeemer
 from gpumarket.node.settings import ProviderSettings
 from gpumarket.node.stock import default_engine_factory, open_stock
 from gpumarket.node.tables import metadata
 from gpumarket.p2p.link import Link, P2PSettings
 from gpumarket.settlement.chain import Actions, Chain, ChainView, Follower, Sender, connect
+from gpumarket.settlement.chain.registration import Entry, ensure_registered
 from gpumarket.settlement.journal import Journal
+from gpumarket.settlement.redeem_request import redeem_on_request
 from gpumarket.settlement.redeemer import Redeemer
 from gpumarket.v1 import provider_pb2
 
@@ -93,7 +94,7 @@ async def serve(
             redeemer = make_redeemer(settings, world.actions, world.journal, provider.accounts.vouchers.values, world.view, SystemClock())
             group = await stack.enter_async_context(_tasks(broken))
             group.start(provider.warm_up())
-            entry = Entry(role_bits(settings.roles), world.link.peer_id, given.identity.key_hash, endpoint, settings.stake_units)
+            entry = Entry(settings.role_bits, world.link.peer_id, given.identity.key_hash, endpoint, settings.stake_units)
             await ensure_registered(world.actions, world.follower, world.view, entry, faucet=settings.faucet)
             await provider.advertise()
             quiet = asyncio.Event()

@@ -1,25 +1,20 @@
-"""Vouchers into tokens: by policy while the daemon runs, on request at any time, and from the journal alone when it does not.
+"""A provider's vouchers into tokens: by policy while the daemon runs, and from the journal alone when it does not.
 
-A running daemon is asked with SIGUSR1; it redeems all it has and writes `redeemed.json` beside its journal, where each redemption also
-stands in the table `redemptions`. Invariant: two processes never work on one journal; the state folder's lock decides which way it is.
+A running daemon is asked through `settlement.redeem_request`. Invariant: two processes never work on one journal; the state folder's lock
+decides which way it is.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import signal
-import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
 
 from gpumarket.core import keystore
 from gpumarket.core.daemon import StateFolder
-from gpumarket.core.errors import ConfigError, GpumarketError, Unreachable
+from gpumarket.core.errors import ConfigError
 from gpumarket.core.ports import Clock, SystemClock
 from gpumarket.core.settings import ChainSettings
-from gpumarket.core.units import Address, Hash, format_money, hex0x, parse_money
+from gpumarket.core.units import Address, Hash, parse_money
 from gpumarket.node.accounts import Accounts, HeldVoucher
 from gpumarket.node.settings import ProviderSettings
 from gpumarket.node.tables import metadata
@@ -30,8 +25,6 @@ from gpumarket.settlement.redeem import RedeemPolicy
 from gpumarket.settlement.redeemer import Redeemer, Redemption
 
 JOURNAL = "journal.db"
-READY = "ready.json"
-REDEEMED = "redeemed.json"
 
 
 def journal_url(state: Path) -> str:
@@ -81,7 +74,7 @@ def make_redeemer(
 
 
 async def redeem_offline(settings: ProviderSettings, chain_settings: ChainSettings) -> list[Redemption]:
-    """Redeem all that the journal holds. Raises StateLocked when the daemon runs: ask it with `ask_daemon` then."""
+    """Redeem all that the journal holds. Raises StateLocked when the daemon runs: ask it then (`settlement.redeem_request`)."""
     if not (settings.state / JOURNAL).exists():
         raise ConfigError(f"there is no provider's journal in {settings.state}", hint="name the folder with --state")
     with StateFolder(settings.state):
@@ -101,59 +94,6 @@ async def redeem_offline(settings: ProviderSettings, chain_settings: ChainSettin
                 await chain.close()
         finally:
             await journal.close()
-
-
-def ask_daemon(state: Path, *, seconds: float = 120.0) -> list[dict[str, Any]]:
-    """Ask the running daemon to redeem everything; its redemptions {channel, payer, payee, amount, tx, gas}.
-
-    Raises ConfigError when none runs there, Unreachable when it does not answer in time, and the daemon's own error as Unreachable.
-    """
-    try:
-        pid = int(json.loads((state / READY).read_text())["pid"])
-        (state / REDEEMED).unlink(missing_ok=True)
-        os.kill(pid, signal.SIGUSR1)
-    except (FileNotFoundError, ProcessLookupError) as error:
-        raise ConfigError(f"no provider runs on {state}", hint="the journal can be redeemed without it: gpumarket wallet redeem") from error
-    deadline = time.monotonic() + seconds
-    while not (state / REDEEMED).exists():
-        if time.monotonic() > deadline:
-            raise Unreachable(f"provider {pid} did not redeem within {seconds:.0f} s", hint=f"see its log; it may still do it: {state}")
-        time.sleep(0.1)
-    answer: dict[str, Any] = json.loads((state / REDEEMED).read_text())
-    if answer["error"]:
-        raise Unreachable(f"the provider could not redeem: {answer['error']['message']}", hint=answer["error"]["hint"])
-    found: list[dict[str, Any]] = answer["redemptions"]
-    return found
-
-
-async def redeem_on_request(redeemer: Redeemer, state: Path) -> None:
-    """The daemon's answer to `ask_daemon`."""
-    found: list[Redemption] = []
-    failure: dict[str, object] | None = None
-    try:
-        found = await redeemer.redeem_now()
-    except GpumarketError as error:
-        failure = error.as_dict()
-    write_json(state / REDEEMED, {"redemptions": [as_line(r) for r in found], "error": failure})
-
-
-def as_line(redemption: Redemption) -> dict[str, Any]:
-    """A redemption for people and programs; money as decimal text."""
-    return {
-        "channel": hex0x(redemption.channel),
-        "payer": hex0x(redemption.payer),
-        "payee": hex0x(redemption.payee),
-        "amount": format_money(redemption.amount),
-        "tx": hex0x(redemption.tx),
-        "gas": redemption.gas,
-    }
-
-
-def write_json(path: Path, document: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    temporary = path.with_suffix(path.suffix + ".new")
-    temporary.write_text(json.dumps(document, indent=2) + "\n")
-    temporary.replace(path)
 
 
 def _received(voucher: HeldVoucher, view: ChainView, redeemed: int) -> ReceivedChannel | None:

@@ -13,6 +13,9 @@ from pydantic import field_validator
 from gpumarket.core.settings import Settings
 from gpumarket.core.units import Address, Money, parse_address, parse_money
 
+_ROLE_BITS = {"provider": 1, "verifier": 4}
+"""Role bits of the StakeRegistry contract."""
+
 
 class ModelSetting(Settings):
     """One model on sale."""
@@ -143,6 +146,11 @@ class ProviderSettings(Settings):
         for text in value:
             parse_address(text)
         return value
+
+    @property
+    def role_bits(self) -> int:
+        """The registry's bitmask."""
+        return sum(_ROLE_BITS[role] for role in set(self.roles))
 
     @property
     def stake_units(self) -> Money:

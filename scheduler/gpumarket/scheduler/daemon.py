@@ -22,7 +22,7 @@ from grpc_health.v1.health import aio as health  # type: ignore[attr-defined]
 from grpc_reflection.v1alpha import reflection
 
 from gpumarket.core import keystore
-from gpumarket.core.daemon import StateFolder, configure_logging, run_until_signalled
+from gpumarket.core.daemon import READY, StateFolder, configure_logging, run_until_signalled, write_json
 from gpumarket.core.errors import GpumarketError
 from gpumarket.core.ports import SystemClock, SystemRandom
 from gpumarket.core.rpc import ServerIdentity, load_identity
@@ -32,13 +32,13 @@ from gpumarket.core.units import Money, hex0x, parse_address
 from gpumarket.p2p.link import Link, P2PSettings
 from gpumarket.scheduler import migrations
 from gpumarket.scheduler.market import Market, World
-from gpumarket.scheduler.ready import READY, redeem_on_request, write_json
-from gpumarket.scheduler.registration import Entry, ensure_registered
 from gpumarket.scheduler.settings import SchedulerSettings
 from gpumarket.scheduler.tables import metadata
-from gpumarket.settlement.chain import Actions, Chain, ChainView, Follower, Sender, connect
+from gpumarket.settlement.chain import SCHEDULER, Actions, Chain, ChainView, Follower, Sender, connect
+from gpumarket.settlement.chain.registration import Entry, ensure_registered
 from gpumarket.settlement.journal import Journal
 from gpumarket.settlement.redeem import RedeemPolicy
+from gpumarket.settlement.redeem_request import redeem_on_request
 from gpumarket.settlement.redeemer import Redeemer
 from gpumarket.v1 import market_pb2
 
@@ -77,9 +77,10 @@ async def serve(settings: SchedulerSettings, chain_settings: ChainSettings, stop
             market.open()
             stack.push_async_callback(market.close)
             endpoint = await market.listen(around.identity, _more_services)
-            entry = Entry(around.link.peer_id, around.identity.key_hash, endpoint, settings.stake_amount)
+            entry = Entry(SCHEDULER, around.link.peer_id, around.identity.key_hash, endpoint, settings.stake_amount)
             capital = Money(WORKING_SPOKES * settings.spoke_deposit_amount)
-            await ensure_registered(around.actions, around.follower, around.view, entry, capital, faucet=settings.faucet)
+            await ensure_registered(around.actions, around.follower, around.view, entry, faucet=settings.faucet, capital=capital)
+            await around.actions.approve()
             redeemer = _redeemer(settings, around, market)
             quiet = asyncio.Event()
             jobs = [market.run(quiet), around.follower.run(quiet), redeemer.run(quiet), _hear(around.link, market)]

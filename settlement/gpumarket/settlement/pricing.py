@@ -41,7 +41,7 @@ def attempt_maximum(spec: JobSpec, prompt_price: int, output_price: int, fee_ppm
         price = price_ceil(spec.prompt_units, prompt_price) + price_ceil(output_units, output_price)
     else:
         price = price_ceil(max(0, spec.prompt_units - prefix_units), prompt_price)
-    return Money(min(price, _without_fee(spec.max_amount - spent, fee_ppm)))
+    return Money(min(price, without_fee(spec.max_amount - spent, fee_ppm)))
 
 
 def counts_as_complete(ack: Ack | None, receipt: Receipt, window_units: int) -> bool:
@@ -57,8 +57,8 @@ def counts_as_complete(ack: Ack | None, receipt: Receipt, window_units: int) -> 
     return receipt.outcome is Outcome.COMPLETED and receipt.output_units - acked <= window_units
 
 
-def _without_fee(left: int, fee_ppm: int) -> int:
-    """Largest amount m with m + fee_floor(m) <= left."""
+def without_fee(left: int, fee_ppm: int) -> int:
+    """Largest amount m with m + fee_floor(m) <= left, 0 for nothing left."""
     if left <= 0:
         return 0
     amount = left * PER_MILLION // (PER_MILLION + fee_ppm)
