@@ -360,19 +360,49 @@ def replace_lease(job: Bought) -> Bought:
     return Bought(job.spec, job.order, job.request, job.salt, job.lease, job.signed_lease, job.receipt, list(job.output))
 
 
-async def test_zombie_claim_above_the_closing_ack_earns_the_closing_ack(floor: Floor) -> None:
+async def test_signed_ack_above_the_retrys_wins_and_its_client_is_refused(floor: Floor) -> None:
     for name in ("p1", "p2"):
         await floor.provider(name)
     by_address = {p.address: p for p in floor.providers}
     job = await floor.bought()
     assert job.lease is not None
-    zombie = by_address[job.lease.provider]
-    deliver(zombie.key, job, ROWS)
-    late_ack = floor.client.ack(job, 6, complete=True)
+    wronged = by_address[job.lease.provider]
+    deliver(wronged.key, job, ROWS)
+    signed = floor.client.ack(job, 6, complete=True)
     first = replace_lease(job)
     await floor.client.retry(job, 1, "lost")
-    reply = await floor.claim(zombie, first, late_ack)
-    assert (reply.state, money(reply.amount)) == (pb.CLAIM_STATE_CLOSED, 0)
+    early = await floor.claim(wronged, first, signed)
+    assert (early.state, money(early.amount)) == (pb.CLAIM_STATE_HELD, 0), "the running attempt may need what is open"
+    second = by_address[job.lease.provider]
+    deliver(second.key, job, ROWS)
+    await floor.claim(second, job, floor.client.ack(job, 6, complete=True))
+    paid = await floor.claim(wronged, first, signed)
+    assert (paid.state, money(paid.amount)) == (pb.CLAIM_STATE_OWED, 6 * UNIT)
+    account = await floor.client.account()
+    assert (money(account.used), money(account.open), money(account.held)) == (12 * (UNIT + FEE), 0, 0)
+    floor.market.ledger.check()
+    refused = await floor.client.match(floor.client.job(), pay=TOKEN)
+    assert "no orders are taken" in refused.problem.message
+    floor.clock.pass_seconds(3_601)
+    for provider in floor.providers:
+        await provider.beat()
+    assert "no orders" not in (await floor.client.match(floor.client.job(), pay=TOKEN)).problem.message
+
+
+async def test_retry_on_a_channel_whose_close_is_signed_is_refused(floor: Floor) -> None:
+    provider = await floor.provider("p1")
+    await floor.provider("p2")
+    job = await floor.bought()
+    deliver(provider.key, job, ROWS)
+    by_address = {p.address: p for p in floor.providers}
+    assert job.lease is not None
+    done = floor.client.ack(job, 6, complete=True)
+    deliver(by_address[job.lease.provider].key, job, ROWS)
+    await floor.claim(by_address[job.lease.provider], job, done)
+    await floor.client.stub.CloseChannel(floor.client.call("Market/CloseChannel", pb.AccountRequest(channel=floor.client.channel)))
+    again = await floor.client.retry(job, 1, "bad-output", floor.client.ack(job, 6, complete=True))
+    assert again.problem.code == ChannelExpiring.code
+    assert floor.market.ledger.hubs[floor.client.channel].state.open == 0
 
 
 async def test_claim_by_another_provider_is_refused(floor: Floor) -> None:

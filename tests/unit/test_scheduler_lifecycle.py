@@ -13,7 +13,7 @@ from gpumarket.core.errors import OutOfFunds, ProtocolError
 from gpumarket.core.terms import Outcome
 from gpumarket.core.units import ZERO_HASH, Money
 from gpumarket.scheduler import lifecycle as life
-from gpumarket.scheduler.lifecycle import AttemptState, Change, Job, JobState, Judge, Move
+from gpumarket.scheduler.lifecycle import AttemptState, Change, Job, JobState, Judge, Move, Understated
 from gpumarket.scheduler.reputation import Deed
 
 
@@ -26,7 +26,7 @@ class Books:
     def take(self, change: Change) -> Job:
         job, moves = change
         for move in moves:
-            if isinstance(move, Judge):
+            if not isinstance(move, Move):
                 continue
             self._move(move)
             assert min(self.open, self.held, self.used, self.reserved, self.paid) >= 0, move
@@ -183,6 +183,115 @@ def test_prefix_of_the_next_attempt_is_what_the_client_holds() -> None:
     assert life.next_prefix(job, 1, None, "lost") == (0, ZERO_HASH)
 
 
+def show(job: Job, number: int, units: int, now: int = NOW, *, complete: bool = False) -> Change:
+    """A claim's higher ack, as billing takes it."""
+    return life.raise_to(job, number, ack_of(job, units, complete=complete, attempt=number), b"higher", now, CHECK, GRACE)
+
+
+def retried(books: Books, closing_units: int) -> Job:
+    """Attempt 1 closed by its client at `closing_units`, attempt 2 open."""
+    job = books.take(leased())
+    ack = ack_of(job, closing_units) if closing_units else None
+    job = books.take(life.close(job, 1, ack, b"closing", "lost", NOW, CHECK))
+    return books.take(life.grant(job, next_attempt(job, closing_units), until=0))
+
+
+@pytest.mark.parametrize("closing", [0, 10])
+def test_higher_ack_after_a_retry_is_paid_once_the_next_attempt_has_ended(closing: int) -> None:
+    books = Books()
+    job = books.take(show(retried(books, closing), 1, 90))
+    assert (job.attempts[0].state, job.attempts[0].amount) == (AttemptState.HELD, 10 * closing)
+    job = books.take(life.due(job, NOW + CHECK, GRACE))
+    assert job.attempts[0].state is AttemptState.HELD, "not owed by time while more may come"
+    job = books.take(claim(job, ack_of(job, UNITS - closing, complete=True), UNITS - closing, number=2))
+    assert job.attempts[1].state is AttemptState.OWED
+    assert books.open > 0, "what the first attempt is still owed is not released"
+    job = books.take(show(job, 1, 90))
+    assert (job.attempts[0].amount, books.open) == (900, 0)
+    job = books.take(life.due(job, NOW + CHECK, GRACE))
+    assert books.paid == 900 + 10 * (UNITS - closing)
+    assert life.finished(job)
+
+
+def test_higher_ack_never_passes_what_is_left_of_the_order() -> None:
+    books = Books()
+    job = leased()[0]
+    job = replace(job, spec=replace(job.spec, max_amount=Money(1_500)), open=1_500)
+    books.open, books.reserved = job.open, job.newest.lease.maximum
+    job = books.take(life.close(job, 1, None, b"", "lost", NOW, CHECK))
+    job = books.take(life.grant(job, next_attempt(job), until=0))
+    job = books.take(show(job, 1, 90))
+    job = books.take(claim(job, ack_of(job, UNITS, complete=True), number=2))
+    job = books.take(show(job, 1, 90))
+    assert job.attempts[0].amount == 486, "1500 - 1010, less the fee"
+    job = books.take(life.due(job, NOW + CHECK, GRACE))
+    assert life.finished(job)
+
+
+def test_higher_ack_counts_against_the_client_once() -> None:
+    job, moves = show(retried(Books(), 10), 1, 90)
+    assert Understated() in moves
+    assert Understated() not in show(job, 1, 90)[1]
+    assert Understated() not in show(retried(Books(), 10), 1, 10)[1]
+
+
+def test_higher_ack_after_the_claim_grace_is_too_late() -> None:
+    job = retried(Books(), 10)
+    assert show(job, 1, 90, job.spec.deadline + GRACE) == (job, [])
+
+
+def test_higher_ack_of_an_attempt_that_its_provider_claimed_itself_changes_nothing() -> None:
+    job, _ = claim(leased()[0], ack_of(leased()[0], 30), units=40, outcome=Outcome.CANCELLED)
+    assert show(job, 1, 90) == (job, [])
+
+
+def test_higher_ack_is_paid_though_the_next_attempt_is_never_claimed() -> None:
+    books = Books()
+    job = books.take(show(retried(books, 10), 1, 90))
+    over = job.spec.deadline + GRACE
+    job = books.take(life.due(job, over, GRACE))
+    assert (job.state, job.newest.state, books.open) == (JobState.EXPIRED, AttemptState.EXPIRED, 809), "800 and its fee, rounded up"
+    assert life.next_due(job, GRACE) == over + GRACE
+    job = books.take(show(job, 1, 90, over + 1))
+    assert job.attempts[0].amount == 900
+    job = books.take(life.due(job, over + GRACE, GRACE))
+    assert (books.paid, books.open) == (900, 0)
+
+
+def test_retry_below_an_ack_that_was_claimed_is_refused() -> None:
+    job = claim(leased()[0], ack_of(leased()[0], 60), units=90, outcome=Outcome.CANCELLED)[0]
+    with pytest.raises(ProtocolError, match="60 units"):
+        life.close(job, 1, ack_of(job, 10), b"", "lost", NOW, CHECK)
+
+
+def test_completion_by_the_providers_word_alone_ends_with_the_clients_retry() -> None:
+    books = Books()
+    job = books.take(leased())
+    job = books.take(claim(job, None, units=10))
+    assert (job.state, job.newest.state) == (JobState.DELIVERED, AttemptState.HELD)
+    job = books.take(life.close(job, 1, None, b"", "lost", NOW, CHECK))
+    assert (job.newest.state, books.held, books.reserved) == (AttemptState.CLOSED, 0, 0)
+    job = books.take(life.grant(job, next_attempt(job), until=0))
+    assert job.newest.lease.maximum == 1_000
+
+
+def test_hold_is_prolonged_by_one_check_once() -> None:
+    job = claim(leased()[0], ack_of(leased()[0], UNITS, complete=True, will_check=True))[0]
+    job = life.suspect(job, 1, NOW + 2 * CHECK)[0]
+    assert job.newest.hold_until == NOW + 2 * CHECK
+    assert life.suspect(job, 1, NOW + 9 * CHECK) == (job, [])
+
+
+def test_retries_of_one_job_end() -> None:
+    job = leased()[0]
+    for number in range(1, life.ATTEMPTS_MAX):
+        job = life.close(job, number, None, b"", "lost", NOW, CHECK)[0]
+        life.may_retry(job, number)
+        job = life.grant(job, next_attempt(job), until=0)[0]
+    with pytest.raises(ProtocolError, match="more are not made"):
+        life.may_retry(job, life.ATTEMPTS_MAX)
+
+
 def test_attempt_that_was_never_leased_is_refused() -> None:
     with pytest.raises(ProtocolError, match="no attempt"):
         leased()[0].attempt(2)
@@ -190,7 +299,7 @@ def test_attempt_that_was_never_leased_is_refused() -> None:
 
 EVENTS = st.lists(
     st.tuples(
-        st.sampled_from(["claim", "retry", "accept", "reject", "suspect", "tick", "late claim"]),
+        st.sampled_from(["claim", "retry", "accept", "reject", "suspect", "tick", "late claim", "higher ack"]),
         st.integers(0, UNITS),
         st.booleans(),
         st.booleans(),
@@ -213,6 +322,8 @@ def test_any_sequence_of_events_conserves_money_and_ends(events: list[tuple[str,
                 job = books.take(claim(job, ack, units, outcome, number=newest))
             elif kind == "late claim":
                 job = books.take(claim(job, ack, units, outcome, number=1))
+            elif kind == "higher ack":
+                job = books.take(show(job, max(1, newest - 1), units, now, complete=complete))
             elif kind == "accept":
                 job = books.take(life.accept(job, newest))
             elif kind == "suspect":
@@ -229,7 +340,10 @@ def test_any_sequence_of_events_conserves_money_and_ends(events: list[tuple[str,
                 job = books.take(life.grant(job, next_attempt(job, prefix), until=0))
         except (ProtocolError, OutOfFunds):
             continue
-    job = books.take(life.due(job, NOW + 10**6, GRACE))
+    job = books.take(life.due(job, job.spec.deadline + GRACE, GRACE))
+    while (at := life.next_due(job, GRACE)) != 0:
+        before, job = job, books.take(life.due(job, at, GRACE))
+        assert job is not before, "a timer with nothing to do"
     assert life.finished(job)
     assert job.state not in (JobState.LEASED, JobState.DELIVERED, JobState.CHECKING)
     assert books.held == books.open == books.reserved == 0

@@ -68,13 +68,16 @@ class Billing:
             raise ProtocolError("the claimed lease is not one between this scheduler and the caller")
         job, number = self._ledger.find_lease(lease.struct_hash)
         attempt = job.attempt(number)
-        if attempt.state in (AttemptState.OPEN, AttemptState.HELD):
+        if attempt.state in (AttemptState.OPEN, AttemptState.HELD, AttemptState.CLOSED):
             receipt = open_receipt(self._domain, request.receipt, caller)
             ack = open_ack(self._domain, request.last_ack, lease.client) if request.HasField("last_ack") else None
             _check_bill(attempt, job, receipt, ack)
             raw = request.receipt.SerializeToString(), request.last_ack.SerializeToString() if ack else b""
-            check_seconds = self._settings.check_seconds
-            self._apply(lifecycle.claim(job, number, receipt, ack, raw, self._clock.now(), check_seconds))
+            now, check_seconds = self._clock.now(), self._settings.check_seconds
+            if ack is not None:
+                grace = self._settings.claim_grace_seconds
+                job = self._apply(lifecycle.raise_to(job, number, ack, raw[1], now, check_seconds, grace))
+            self._apply(lifecycle.claim(job, number, receipt, ack, raw, now, check_seconds))
         await self._ledger.commit()  # also for a repeated claim: its first answer may still be on its way to the disk
         return self._claim_reply(lease.struct_hash)
 

@@ -26,6 +26,7 @@ from gpumarket.scheduler.lifecycle import Attempt, Job
 from gpumarket.scheduler.listings import Listings
 from gpumarket.scheduler.match import NoMatch, Plan, Removed, match
 from gpumarket.scheduler.presence import Presence
+from gpumarket.scheduler.reputation import Reputation
 from gpumarket.scheduler.settings import SchedulerSettings
 from gpumarket.settlement.pricing import attempt_maximum
 from gpumarket.settlement.verification.profiles import PROFILES
@@ -73,8 +74,12 @@ class Desk:
         self._ledger.after_commit(lambda error: reply(answer if error is None else answers.problem(request.id, error)))
 
     def again(self, job: Job, prefix_units: int, prefix_hash: Hash, excluded: Address) -> pb.MatchReply:
-        """Open the next attempt of a job elsewhere (`Market.Retry`). The caller commits."""
+        """Open the next attempt of a job elsewhere (`Market.Retry`). The caller commits.
+
+        Raises FundsError for a channel that takes no more orders: one whose close we signed must never earn again.
+        """
         spec = job.spec
+        self._channels.hub(job.channel)
         constraints = parse(terms_pb2.JobOrder, job.order).constraints
         wanted = self._wanted(spec, constraints, spent=job.spent, prefix_units=prefix_units, excluded=excluded)
         return self._grant(0, job, spec.struct_hash, wanted, prefix_units, prefix_hash, told=False)
@@ -122,6 +127,7 @@ class Desk:
         hub = self._channels.receive(request.voucher) if request.HasField("voucher") else self._channels.hub(channel)
         if hub.state.id != channel or spec.client not in (hub.payer, hub.state.signer):
             raise ProtocolError("the order, its channel and its voucher are not of one client")
+        self._require_standing(hub.payer)
         if spec.max_amount > hub.state.free:
             raise answers.short_of_funds(spec.max_amount, hub.state)
         if self._presence.reserved_on(channel) >= self._settings.reservations_per_channel:
@@ -131,6 +137,14 @@ class Desk:
                 hint="use the leases you have, or wait until they lapse",
             )
         return channel
+
+    def _require_standing(self, payer: Address) -> None:
+        until = self._ledger.reputations.get(payer, Reputation()).jailed_until
+        if until > self._clock.now():
+            raise ProtocolError(
+                f"you closed an attempt below an ack that you had signed; no orders are taken for {until - self._clock.now()} s more",
+                hint="wait, and send the last ack of your journal with Market.Retry",
+            )
 
     def _admit(self, spec: JobSpec, constraints: bytes) -> None:
         if self.closed:

@@ -17,8 +17,8 @@ from gpumarket.core.errors import GpumarketError, JournalError, ProtocolError
 from gpumarket.core.signing import Domain, Signer
 from gpumarket.core.units import Address, Hash
 from gpumarket.scheduler import records
-from gpumarket.scheduler.lifecycle import Change, Instruction, Job, Judge, Move, Side, finished
-from gpumarket.scheduler.reputation import Reputation
+from gpumarket.scheduler.lifecycle import Change, Instruction, Job, Judge, Move, Side, Understated, finished
+from gpumarket.scheduler.reputation import Deed, Reputation
 from gpumarket.settlement.channel import (
     HoldAmount,
     OweHeld,
@@ -35,6 +35,8 @@ from gpumarket.settlement.channel import (
 from gpumarket.settlement.journal import Journal
 from gpumarket.settlement.vouchers import sign_voucher
 
+GATHERED_MAX = 64
+"""Answers that wait for one commit; more would make the first of them late."""
 _CLIENT = {
     Side.RELEASE: ReleaseOpen,
     Side.HOLD: HoldAmount,
@@ -175,6 +177,8 @@ class Ledger:
         for instruction in instructions:
             if isinstance(instruction, Judge):
                 self.judge(instruction, now)
+            elif isinstance(instruction, Understated):  # who pays is counted: the keys that may order for it are made at will
+                self.judge(Judge(self.hubs[job.channel].payer, Deed.UNDERSTATED), now)
         return job
 
     def put_hub(self, state: ReceivedChannel) -> None:
@@ -198,7 +202,7 @@ class Ledger:
         self._dirty.hubs.add(channel)
 
     def judge(self, judged: Judge, now: int) -> None:
-        """One more deed of a provider."""
+        """One more deed of a provider, or of a client's payer."""
         after = self.reputations.get(judged.provider, Reputation()).after(judged.deed, now)
         self.reputations[judged.provider] = after
         self._dirty.reputations.add(judged.provider)
@@ -283,7 +287,16 @@ class Ledger:
             await self._wake.wait()
             self._wake.clear()
             if self.failure is None:
+                await self._gather()
                 await self._flush()
+
+    async def _gather(self) -> None:
+        """Let the loop read on while requests keep coming: the orders of one burst share a commit, a lone one waits a turn of the loop."""
+        waiting = 0
+        while waiting < len(self._answers) < GATHERED_MAX:
+            waiting = len(self._answers)
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
 
     async def _flush(self) -> None:
         answers, self._answers = self._answers, []

@@ -6,98 +6,35 @@
              OPEN ── deadline and claim grace over ──────► EXPIRED             DELIVERED, CHECKING ── reject ► REJECTED
              HELD ── accepted, or check time over ───────► OWED
              OPEN, HELD ── rejected on evidence ─────────► REJECTED
+             HELD, CLOSED by retry ── higher ack ────────► HELD
 
 Money: `open` of max_amount is reserved in the client's channel from the order on. An attempt's earnings move open → held → used there, and
 reserved → vouchered in the provider's channel. Invariants: all attempts together never pass max_amount; only the newest attempt is OPEN;
-an attempt earns once (I5); every job ends (I6).
+an attempt earns once (I5); every job ends (I6). A retry takes the client's word for its last ack; a provider that shows a higher one is
+paid by it (`raise_to`): at once from what is open, or, while a later attempt may still need that, after it; so long it is not released.
 """
 
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 
 from gpumarket.core.errors import OutOfFunds, ProtocolError
-from gpumarket.core.terms import Ack, JobSpec, Lease, Outcome, Receipt
-from gpumarket.core.units import Address, Hash, format_money
+from gpumarket.core.terms import Ack, Outcome, Receipt
+from gpumarket.core.units import Address, Hash, Money, format_money
+from gpumarket.scheduler.jobs import LAPSED as LAPSED
+from gpumarket.scheduler.jobs import Attempt as Attempt
+from gpumarket.scheduler.jobs import AttemptState as AttemptState
+from gpumarket.scheduler.jobs import Job as Job
+from gpumarket.scheduler.jobs import JobState as JobState
+from gpumarket.scheduler.jobs import charged as charged
 from gpumarket.scheduler.reputation import RETRY_DEEDS, Deed
-from gpumarket.settlement.pricing import attempt_amount, client_amount, counts_as_complete
+from gpumarket.settlement.pricing import attempt_amount, client_amount, counts_as_complete, without_fee
 
-
-class AttemptState(enum.IntEnum):
-    """See the table above."""
-
-    OPEN = 1
-    HELD = 2
-    OWED = 3
-    REJECTED = 4
-    CLOSED = 5
-    EXPIRED = 6
-
-
-class JobState(enum.IntEnum):
-    """See the table above; the names, in lower case, are those of `JobStatus.state`."""
-
-    LEASED = 1
-    DELIVERED = 2
-    CHECKING = 3
-    COMPLETED = 4
-    REJECTED = 5
-    CANCELLED = 6
-    FAILED = 7
-    EXPIRED = 8
-
-
-LAPSED = (JobState.CANCELLED, JobState.FAILED, JobState.EXPIRED)
-
-
-@dataclass(frozen=True, slots=True)
-class Attempt:
-    """One lease and what became of it. `amount` is what the provider earns; serialized messages are kept as they were signed."""
-
-    lease: Lease
-    hash: Hash
-    signed: bytes
-    offer: bytes
-    state: AttemptState = AttemptState.OPEN
-    amount: int = 0
-    units: int = 0
-    complete: bool = False
-    accepted: bool = False
-    hold_until: int = 0
-    receipt: bytes = b""
-    ack: bytes = b""
-    outcome: int = 0
-    reason: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """An order and its attempts. `open` is what stays reserved in the client's channel."""
-
-    key: Hash
-    spec: JobSpec
-    order: bytes
-    channel: Hash
-    created_at: int
-    state: JobState = JobState.LEASED
-    open: int = 0
-    attempts: tuple[Attempt, ...] = field(default=())
-
-    @property
-    def newest(self) -> Attempt:
-        return self.attempts[-1]
-
-    @property
-    def spent(self) -> int:
-        """What the client pays, fees included, for attempts that are held or owed."""
-        return sum(charged(a) for a in self.attempts)
-
-    def attempt(self, number: int) -> Attempt:
-        """Raises ProtocolError for a number that was never leased."""
-        if not 1 <= number <= len(self.attempts):
-            raise ProtocolError(f"job 0x{self.key.hex()} has no attempt {number}")
-        return self.attempts[number - 1]
+ATTEMPTS_MAX = 16
+"""Of one job. Each retry is a free word against a provider and a row for ever; a market that fails so often will not succeed."""
+SUSPECTED = "one check is against it"
+"""Reason of a hold that was prolonged; it is prolonged once."""
 
 
 class Side(enum.Enum):
@@ -131,15 +68,13 @@ class Judge:
     deed: Deed
 
 
-Instruction = Move | Judge
+@dataclass(frozen=True, slots=True)
+class Understated:
+    """The job's client closed an attempt below an ack that it had signed."""
+
+
+Instruction = Move | Judge | Understated
 Change = tuple[Job, list[Instruction]]
-
-
-def charged(attempt: Attempt) -> int:
-    """What the client pays or may still pay for an attempt."""
-    if attempt.state not in (AttemptState.HELD, AttemptState.OWED):
-        return 0
-    return client_amount(attempt.amount, attempt.lease.fee_ppm)
 
 
 def grant(job: Job, attempt: Attempt, until: int) -> Change:
@@ -165,7 +100,7 @@ def claim(job: Job, number: int, receipt: Receipt, ack: Ack | None, raw: tuple[b
         if not attempt.receipt:
             attempt = replace(attempt, receipt=raw[0], outcome=int(receipt.outcome))
             job = _put(job, attempt)
-        return _owe(job, attempt, Deed.DELIVERED) if sure and attempt.complete else (job, [])
+        return _owe(job, attempt, Deed.DELIVERED) if sure and attempt.complete and not _waits(job, attempt) else (job, [])
     if attempt.state is not AttemptState.OPEN:
         return job, []
     complete = counts_as_complete(ack, receipt, attempt.lease.window_units)
@@ -187,6 +122,11 @@ def close(job: Job, number: int, ack: Ack | None, raw_ack: bytes, reason: str, n
     if reason not in RETRY_DEEDS:
         raise ProtocolError(f"{reason!r} is no reason for a retry", hint=f"one of {', '.join(RETRY_DEEDS)}")
     attempt = job.attempt(number)
+    acked = ack.units if ack is not None else 0
+    if acked < attempt.units and attempt.state in (AttemptState.HELD, AttemptState.CLOSED):
+        raise ProtocolError(f"attempt {number} was claimed with your ack of {attempt.units} units; {acked} is not your last")
+    if attempt.state is AttemptState.HELD and attempt.complete and job.state is JobState.DELIVERED and not attempt.reason:
+        return _contest(job, replace(attempt, ack=raw_ack, reason=reason), ack)
     if attempt.state is not AttemptState.OPEN:
         return job, []
     complete = ack is not None and ack.complete
@@ -195,12 +135,39 @@ def close(job: Job, number: int, ack: Ack | None, raw_ack: bytes, reason: str, n
     return replace(job, state=JobState.LEASED), moves
 
 
+def raise_to(job: Job, number: int, ack: Ack, raw_ack: bytes, now: int, check_seconds: int, claim_grace_seconds: int) -> Change:
+    """A claim's ack (already verified) against the one that a retry closed the attempt at: the higher one is what was earned.
+
+    Capped by the lease's maximum and by what is left of max_amount. Evidence counts until the deadline and the claim grace; what it could
+    not be paid from yet is paid when it is claimed again, once the later attempt has ended.
+    """
+    attempt, moves = job.attempt(number), list[Instruction]()
+    if not _closed_by_retry(attempt):
+        return job, moves
+    known = (attempt.units, attempt.complete)
+    if (ack.units, ack.complete) > known and ack.complete >= attempt.complete and now < job.spec.deadline + claim_grace_seconds:
+        later = replace(attempt, units=ack.units, complete=ack.complete, ack=raw_ack, state=AttemptState.HELD)
+        attempt = replace(later, hold_until=max(attempt.hold_until, now + check_seconds))
+        job = _put(job, attempt)
+        moves.append(Understated())
+    if not _missing(job, attempt) or job.newest.state is AttemptState.OPEN:
+        return job, moves
+    before = client_amount(attempt.amount, attempt.lease.fee_ppm)
+    amount = min(attempt.amount + _missing(job, attempt), without_fee(job.open + before, attempt.lease.fee_ppm))
+    if amount > attempt.amount:
+        cost = client_amount(amount, attempt.lease.fee_ppm) - before
+        moves += [Move(Side.HOLD, cost), Move(Side.SET_ASIDE, amount - attempt.amount, attempt, job.spec.deadline)]
+        job = _put(replace(job, open=job.open - cost), replace(attempt, amount=amount))
+    job, more = _spare(job)
+    return job, moves + more
+
+
 def accept(job: Job, number: int) -> Change:
     """The client's word that the result is good (accepted or grey). Said before the claim, it is kept for it."""
     attempt = job.attempt(number)
-    if attempt.state is AttemptState.HELD:
+    if attempt.state is AttemptState.HELD and not _waits(job, attempt):
         return _owe(job, attempt, Deed.CHECKED)
-    if attempt.state is AttemptState.OPEN and not attempt.accepted:
+    if attempt.state in (AttemptState.OPEN, AttemptState.HELD) and not attempt.accepted:
         return _put(job, replace(attempt, accepted=True)), []
     return job, []
 
@@ -208,9 +175,10 @@ def accept(job: Job, number: int) -> Change:
 def suspect(job: Job, number: int, until: int) -> Change:
     """One check against the attempt: its money stays held until the second one, `until` at most."""
     attempt = job.attempt(number)
-    if attempt.state is not AttemptState.HELD:
+    if attempt.state is not AttemptState.HELD or attempt.reason.endswith(SUSPECTED):
         return job, []
-    job = _put(job, replace(attempt, hold_until=max(attempt.hold_until, until)))
+    reason = f"{attempt.reason}; {SUSPECTED}" if attempt.reason else SUSPECTED
+    job = _put(job, replace(attempt, hold_until=max(attempt.hold_until, until), reason=reason))
     return (replace(job, state=JobState.CHECKING) if attempt.complete else job), []
 
 
@@ -228,30 +196,30 @@ def reject(job: Job, number: int, reason: str) -> Change:
     elif attempt.state is AttemptState.OPEN:
         moves.append(Move(Side.FREE, attempt.lease.maximum, attempt))
     job = _put(job, replace(attempt, state=AttemptState.REJECTED, amount=0, reason=reason))
-    if number < len(job.attempts):
-        return job, moves
-    if job.open:
-        moves.append(Move(Side.RELEASE, job.open))
-    return replace(job, state=JobState.REJECTED, open=0), moves
+    if number == len(job.attempts):
+        job = replace(job, state=JobState.REJECTED)
+    job, more = _spare(job)
+    return job, moves + more
 
 
 def due(job: Job, now: int, claim_grace_seconds: int) -> Change:
     """What time alone does: holds that are over become owed; a job past its deadline and the claim grace gives its maximum back."""
     moves: list[Instruction] = []
+    over = now >= job.spec.deadline + claim_grace_seconds and bool(job.attempts)
+    if over and job.newest.state is AttemptState.OPEN:
+        moves.append(Move(Side.FREE, job.newest.lease.maximum, job.newest))
+        job = _put(job, replace(job.newest, state=AttemptState.EXPIRED, reason="never claimed"))
+    if over and job.open:
+        last = now >= job.spec.deadline + 2 * claim_grace_seconds
+        kept = 0 if last else min(job.open, _missing_cost(job))  # the claim that waits for it is sent again within the grace
+        if job.open > kept:
+            moves.append(Move(Side.RELEASE, job.open - kept))
+            job = replace(job, open=kept)
     for attempt in job.attempts:
-        if attempt.state is AttemptState.HELD and now >= attempt.hold_until:
+        if attempt.state is AttemptState.HELD and now >= attempt.hold_until and not _waits(job, attempt):
             job, more = _owe(job, attempt, Deed.DELIVERED if attempt.complete else Deed.BLAMELESS)
             moves += more
-    if now < job.spec.deadline + claim_grace_seconds or not job.attempts:
-        return job, moves
-    attempt = job.newest
-    if attempt.state is AttemptState.OPEN:
-        moves.append(Move(Side.FREE, attempt.lease.maximum, attempt))
-        job = _put(job, replace(attempt, state=AttemptState.EXPIRED, reason="never claimed"))
-    if job.open:
-        moves.append(Move(Side.RELEASE, job.open))
-        job = replace(job, open=0)
-    return (replace(job, state=_lapsed(job.newest)) if job.state is JobState.LEASED else job), moves
+    return (replace(job, state=_lapsed(job.newest)) if over and job.state is JobState.LEASED else job), moves
 
 
 def next_prefix(job: Job, number: int, ack: Ack | None, reason: str) -> tuple[int, Hash]:
@@ -266,6 +234,8 @@ def may_retry(job: Job, number: int) -> None:
     """Raises ProtocolError or OutOfFunds when no attempt may follow `number`."""
     if number != len(job.attempts):
         raise ProtocolError(f"attempt {number} is not the newest of job 0x{job.key.hex()}, {len(job.attempts)} is")
+    if number >= ATTEMPTS_MAX:
+        raise ProtocolError(f"job 0x{job.key.hex()} had {number} attempts, and more are not made", hint="order it again under a new job id")
     if job.state in LAPSED:
         raise ProtocolError(f"job 0x{job.key.hex()} ended ({job.state.name.lower()})", hint="order it again under a new job id")
     if job.spent >= job.spec.max_amount:
@@ -281,9 +251,10 @@ def finished(job: Job) -> bool:
 
 def next_due(job: Job, claim_grace_seconds: int) -> int:
     """When `due` has something to do next; 0 is never."""
-    times = [a.hold_until for a in job.attempts if a.state is AttemptState.HELD]
+    times = [a.hold_until for a in job.attempts if a.state is AttemptState.HELD and not _waits(job, a)]
     if job.open or job.newest.state is AttemptState.OPEN:
-        times.append(job.spec.deadline + claim_grace_seconds)
+        late = job.state in LAPSED  # it ended, and only a claim that was shown before keeps its money
+        times.append(job.spec.deadline + claim_grace_seconds * (2 if late else 1))
     return min(times, default=0)
 
 
@@ -298,12 +269,52 @@ def _earn(job: Job, attempt: Attempt, ack: Ack | None, complete: bool, hold_unti
         moves.append(Move(Side.HOLD, cost))
     moves.append(Move(Side.FREE, attempt.lease.maximum - amount, attempt))
     state = AttemptState.HELD if amount or complete else AttemptState.CLOSED
-    left = job.open - cost
-    if complete and left:
-        moves.append(Move(Side.RELEASE, left))
-        left = 0
-    job = replace(job, open=left, state=JobState.DELIVERED if complete else job.state)
-    return _put(job, replace(attempt, state=state, amount=amount, units=units, complete=complete, hold_until=hold_until)), moves
+    job = replace(job, open=job.open - cost, state=JobState.DELIVERED if complete else job.state)
+    job = _put(job, replace(attempt, state=state, amount=amount, units=units, complete=complete, hold_until=hold_until))
+    job, more = _spare(job)
+    return job, moves + more
+
+
+def _contest(job: Job, attempt: Attempt, ack: Ack | None) -> Change:
+    """Complete by the provider's word alone, and its client says otherwise in time: it earns its acked units like any closed attempt."""
+    units = ack.units if ack is not None else 0
+    amount = attempt_amount(attempt.lease, prompt_units=job.spec.prompt_units, units=units, complete=ack is not None and ack.complete)
+    amount = Money(min(amount, attempt.amount))
+    back = charged(attempt) - client_amount(amount, attempt.lease.fee_ppm)
+    moves: list[Instruction] = [Move(Side.RETURN, back), Move(Side.FREE, attempt.amount - amount, attempt)] if back else []
+    moves.append(Judge(attempt.lease.provider, RETRY_DEEDS[attempt.reason]))
+    state = AttemptState.HELD if amount else AttemptState.CLOSED
+    attempt = replace(attempt, state=state, amount=amount, units=units, complete=ack is not None and ack.complete)
+    return replace(_put(job, attempt), state=JobState.LEASED), moves
+
+
+def _closed_by_retry(attempt: Attempt) -> bool:
+    return attempt.state in (AttemptState.HELD, AttemptState.CLOSED) and attempt.reason.partition(";")[0] in RETRY_DEEDS
+
+
+def _missing(job: Job, attempt: Attempt) -> int:
+    """What a held attempt earned by its ack beyond what is held for it: only after `raise_to` this is not 0."""
+    if attempt.state is not AttemptState.HELD or not _closed_by_retry(attempt):
+        return 0
+    earned = attempt_amount(attempt.lease, prompt_units=job.spec.prompt_units, units=attempt.units, complete=attempt.complete)
+    return earned - attempt.amount
+
+
+def _missing_cost(job: Job) -> int:
+    return sum(client_amount(_missing(job, a), a.lease.fee_ppm) + 1 for a in job.attempts if _missing(job, a))
+
+
+def _waits(job: Job, attempt: Attempt) -> bool:
+    """More may be held for the attempt yet, so it is not owed yet."""
+    return _missing(job, attempt) > 0 and (job.newest.state is AttemptState.OPEN or job.open > 0)
+
+
+def _spare(job: Job) -> Change:
+    """Release what stays open of a job that needs no further attempt, but for what a shown claim still lacks."""
+    if job.state is JobState.LEASED:
+        return job, []
+    spare = job.open - min(job.open, _missing_cost(job))
+    return replace(job, open=job.open - spare), [Move(Side.RELEASE, spare)] if spare else []
 
 
 def _owe(job: Job, attempt: Attempt, deed: Deed) -> Change:

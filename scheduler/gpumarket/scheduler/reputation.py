@@ -26,6 +26,8 @@ class Deed(enum.Enum):
     LOST = (0.0, 0.5)
     REFUSED = (0.0, 0.25)
     BLAMELESS = (0.0, 0.0)
+    UNDERSTATED = (0.0, 11.0)
+    """A client's: it closed an attempt below an ack of its own. Proven by its signature, like a rejection."""
 
 
 RETRY_DEEDS = {
@@ -66,11 +68,11 @@ class Reputation:
         return (self.kept + self.broken) * self._decay(now)
 
     def after(self, deed: Deed, now: int) -> Reputation:
-        """With one more deed. A rejection jails: an hour, twice as long each time, a month at most."""
+        """With one more deed. A proven lie jails: an hour, twice as long each time, a month at most."""
         kept, broken = deed.value
         decay = self._decay(now)
         after = replace(self, kept=self.kept * decay + kept, broken=self.broken * decay + broken, updated_at=now)
-        if deed is not Deed.REJECTED:
+        if deed not in (Deed.REJECTED, Deed.UNDERSTATED):
             return after
         seconds = min(JAIL_SECONDS << min(self.rejections, 16), JAIL_SECONDS_MAX)
         return replace(after, jailed_until=max(self.jailed_until, now + seconds), rejections=self.rejections + 1)
