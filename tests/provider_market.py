@@ -139,6 +139,7 @@ class FakeScheduler(MarketServicer):
         self.claims: list[tuple[Receipt, Ack | None]] = []
         self.states: list[int] = []
         """Answers to give, in order; OWED when there is none left."""
+        self.billed: set[bytes] = set()
         self.vouchered = 0
         self.short = 0
         self.hellos: list[terms.OfferBody] = []
@@ -158,7 +159,9 @@ class FakeScheduler(MarketServicer):
         if state == market.CLAIM_STATE_OWED:
             complete = counts_as_complete(ack, receipt, lease.window_units)
             amount = attempt_amount(lease, prompt_units=receipt.prompt_units, units=ack.units if ack else 0, complete=complete)
-            self.vouchered += amount
+            if lease.struct_hash not in self.billed:  # a claim made again is owed once
+                self.billed.add(lease.struct_hash)
+                self.vouchered += amount
             reply.amount = money_bytes(amount)
             reply.voucher.CopyFrom(voucher(self.vouchered - self.short))
         return reply

@@ -263,17 +263,9 @@ class Client:
         stack.push_async_callback(chain.close)
 
         def hub_to(address: Address, patience: float) -> Hub:
-            return Hub(
-                address,
-                partial(choosing.locate, chain, address),
-                key,
-                chain.market_domain,
-                chain.chain_id,
-                self._clock,
-                self._random,
-                patience,
-                settings.busy_seconds,
-            )
+            where = partial(choosing.locate, chain, address)
+            domain, clock = chain.market_domain, self._clock
+            return Hub(address, where, key, domain, chain.chain_id, clock, self._random, patience, settings.busy_seconds)
 
         scheduler = await choosing.choose(chain, settings.scheduler_address, hub_to)
         hub, peers = hub_to(scheduler, settings.patience_seconds), Peers()
