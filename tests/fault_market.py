@@ -21,12 +21,14 @@ from typing import Any
 import psutil
 
 from gpumarket.core.codec import from_proto, open_offer, parse
+from gpumarket.core.errors import ChainError
 from gpumarket.core.settings import ChainSettings, load
 from gpumarket.core.terms import Ack, Lease, output_chain
 from gpumarket.core.units import Address, Hash, Money, parse_address
 from gpumarket.node.tables import SETTLED
 from gpumarket.p2p.link import Link, P2PSettings
 from gpumarket.scheduler.lifecycle import AttemptState
+from gpumarket.scheduler.tables import FOREVER
 from gpumarket.sdk import Client
 from gpumarket.sdk.settings import ClientSettings
 from gpumarket.sdk.streaming import ChatStream
@@ -187,6 +189,17 @@ class FaultMarket:
         """Start a role that was ended, and wait until it is ready."""
         self.network.start_role(name)
         await self.network.wait_ready(name)
+
+    async def heal(self) -> None:
+        """Start what does not run."""
+        try:
+            self.network.anvil.rpc("eth_chainId")
+        except ChainError:
+            self.network.restart_chain()
+        roles = self.network.processes.roles
+        for name in self.network.names():
+            if name not in roles or roles[name].process.poll() is not None:
+                await self.restart(name)
 
     async def draining(self, name: str) -> bool:
         """Whether a role has begun to drain: its ready file goes first."""

@@ -1,4 +1,4 @@
-"""One testnet for the fault tests of the market: each test leaves it as it found it, whatever it kills."""
+"""One testnet for the fault tests of the market: each test leaves it as it found it, and gets it whole even where another one failed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gpumarket.testnet.network import Network
 
 
 @pytest.fixture(scope="package")
-def market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultMarket]:
+def fault_market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultMarket]:
     """A chain, a scheduler and two providers, up. Started from the main thread, with which its processes die."""
     network = Network(tmp_path_factory.mktemp("market"), plan())
     try:
@@ -20,3 +20,10 @@ def market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultMarket]:
         yield FaultMarket(network)
     finally:
         asyncio.run(network.down())
+
+
+@pytest.fixture
+async def market(fault_market: FaultMarket) -> FaultMarket:
+    """The market with everything running."""
+    await fault_market.heal()
+    return fault_market
