@@ -27,7 +27,7 @@ from gpumarket.core.terms import Ack, Lease, output_chain
 from gpumarket.core.units import Address, Hash, Money, parse_address
 from gpumarket.node.tables import SETTLED
 from gpumarket.p2p.link import Link, P2PSettings
-from gpumarket.scheduler.lifecycle import AttemptState
+from gpumarket.scheduler.lifecycle import AttemptState, JobState
 from gpumarket.scheduler.tables import FOREVER
 from gpumarket.sdk import Client
 from gpumarket.sdk.settings import ClientSettings
@@ -49,6 +49,8 @@ PROMPTS = [f"Count the ways in which a market of machines can fail, number {n}, 
 MAX_TOKENS = 192
 WINDOW = 32
 """How far a provider streams ahead of the acks."""
+
+UNENDED = (JobState.LEASED, JobState.DELIVERED, JobState.CHECKING)
 
 
 def plan(providers: int = 2) -> Plan:
