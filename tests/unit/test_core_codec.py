@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from gpumarket.core import codec, terms
-from gpumarket.core.errors import BadSignature, ProtocolError
+from gpumarket.core.errors import BadSignature, Busy, ProtocolError
 from gpumarket.core.signing import LocalKey, market_domain
 from gpumarket.core.terms import Ack, JobSpec, Lease, ManifestFile, ModelManifest, Outcome, Receipt, Task, Voucher, keccak256
 from gpumarket.core.units import Address, Hash, Money, parse_hash
@@ -227,12 +227,37 @@ def test_call_guard_remembers_a_nonce_as_long_as_it_could_be_replayed() -> None:
     guard.open("Market/GetJob", early, mpb.JobRequest)
     clock.seconds = NOW + 119
     guard.open("Market/GetJob", call("b", issued_at=NOW + 119), mpb.JobRequest)
-    with pytest.raises(BadSignature):  # the memory is full and nothing in it is old enough: refused, not forgotten
+    with pytest.raises(Busy):  # the memory is full and nothing in it is old enough: refused, not forgotten
         guard.open("Market/GetJob", call("c", issued_at=NOW + 119), mpb.JobRequest)
     with pytest.raises(BadSignature):
         guard.open("Market/GetJob", early, mpb.JobRequest)
     clock.seconds = NOW + 121
     guard.open("Market/GetJob", call("c", issued_at=NOW + 121), mpb.JobRequest)
+
+
+def test_call_guard_filled_by_strangers_still_opens_calls_of_known_callers() -> None:
+    guard = codec.CallGuard(DOMAIN, BOB.address, FakeClock(), limit=3, known=lambda caller: caller == ALICE.address)
+
+    def strange(number: int) -> pb.SignedCall:
+        return codec.signed_call(LocalKey(bytes([number]) * 32), DOMAIN, "Market/GetJob", mpb.JobRequest(), BOB.address, NOW, h("n"))
+
+    for number in range(50, 53):
+        guard.open("Market/GetJob", strange(number), mpb.JobRequest)
+    with pytest.raises(Busy):
+        guard.open("Market/GetJob", strange(53), mpb.JobRequest)
+    guard.open("Market/GetJob", call(), mpb.JobRequest)
+    with pytest.raises(BadSignature, match="made before"):
+        guard.open("Market/GetJob", call(), mpb.JobRequest)
+
+
+def test_call_guard_refuses_a_replay_in_the_last_second_of_its_call() -> None:
+    clock = FakeClock()
+    guard = codec.CallGuard(DOMAIN, BOB.address, clock, limit=1)
+    ahead = call(issued_at=NOW + 60)
+    guard.open("Market/GetJob", ahead, mpb.JobRequest)
+    clock.seconds = NOW + 120
+    with pytest.raises(BadSignature, match="made before"):
+        guard.open("Market/GetJob", ahead, mpb.JobRequest)
 
 
 def test_call_of_wrong_shape_is_refused() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
-from gpumarket.core.errors import BadSignature, ProtocolError
+from gpumarket.core.errors import BadSignature, Busy, ProtocolError
 from gpumarket.core.ports import Clock
 from gpumarket.core.signing import Domain, Signer, recover, sign, sign_call, verify
 from gpumarket.core.terms import (
@@ -147,11 +148,24 @@ def signed_call(signer: Signer, domain: Domain, method: str, body: Message, audi
 
 
 class CallGuard:
-    """Opens signed calls: the right method and audience, fresh, never seen. Remembers nonces only as long as they could be replayed."""
+    """Opens signed calls: the right method and audience, fresh, never seen. Remembers nonces only as long as they could be replayed.
 
-    def __init__(self, domain: Domain, audience: Address, clock: Clock, *, limit: int = 100_000) -> None:
-        self._domain, self._audience, self._clock, self._limit = domain, audience, clock, limit
-        self._seen: dict[bytes, int] = {}
+    Keys cost nothing, so strangers share one memory of `limit` nonces, and whoever fills it shuts out strangers alone: a caller that `known`
+    vouches for (it has stake, or a channel) has a memory of its own.
+    """
+
+    def __init__(
+        self,
+        domain: Domain,
+        audience: Address,
+        clock: Clock,
+        *,
+        limit: int = 100_000,
+        known: Callable[[Address], bool] = lambda caller: False,
+    ) -> None:
+        self._domain, self._audience, self._clock, self._limit, self._known = domain, audience, clock, limit, known
+        self._strangers = _Nonces(limit)
+        self._own: dict[Address, _Nonces] = {}
 
     def open(self, method: str, call: pb.SignedCall, body: type[M]) -> tuple[Address, M]:
         """(caller, body). Raises BadSignature for a wrong, old or repeated call, ProtocolError for a body that is none."""
@@ -174,18 +188,41 @@ class CallGuard:
             raise ProtocolError(f"a call that is none: {error}") from error
         if recover(self._domain.digest(term.struct_hash), call.signature) != call.caller:
             raise BadSignature(f"the call {method} is not signed by its caller for this receiver")
-        self._remember(call.nonce, now)
-        return Address(call.caller), parse(body, call.body)
+        caller = Address(call.caller)
+        self._memory(caller, now).remember(call.caller + call.nonce, now)
+        return caller, parse(body, call.body)
 
-    def _remember(self, nonce: bytes, now: int) -> None:
-        if len(self._seen) >= self._limit:
-            oldest = now - 2 * CALL_SKEW_SECONDS
-            self._seen = {n: t for n, t in self._seen.items() if t > oldest}
-            if len(self._seen) >= self._limit:
-                raise BadSignature("too many calls at once to tell new from repeated", retryable=True)
-        if nonce in self._seen:
+    def _memory(self, caller: Address, now: int) -> _Nonces:
+        if not self._known(caller):
+            return self._strangers
+        memory = self._own.get(caller)
+        if memory is None:
+            self._own = {who: nonces for who, nonces in self._own.items() if nonces.alive(now)}
+            memory = self._own[caller] = _Nonces(self._limit)
+        return memory
+
+
+class _Nonces:
+    """Nonces in the order in which they came, each for as long as its call could be made again."""
+
+    def __init__(self, limit: int) -> None:
+        self._limit = limit
+        self._until: dict[bytes, int] = {}
+
+    def alive(self, now: int) -> bool:
+        """Forget what can be replayed no more; whether anything is left."""
+        while self._until and next(iter(self._until.values())) < now:
+            del self._until[next(iter(self._until))]
+        return bool(self._until)
+
+    def remember(self, nonce: bytes, now: int) -> None:
+        """Raises BadSignature for one that is remembered, Busy when there is no room for another."""
+        self.alive(now)
+        if nonce in self._until:
             raise BadSignature("this call was made before; sign a new one")
-        self._seen[nonce] = now
+        if len(self._until) >= self._limit:
+            raise Busy("too many calls at once to tell new from repeated", retry_after_seconds=CALL_SKEW_SECONDS)
+        self._until[nonce] = now + 2 * CALL_SKEW_SECONDS
 
 
 # --- unsigned values -----------------------------------------------------------------------------------------------------------

@@ -68,7 +68,7 @@ class ProviderService(ProviderServicer):
         self._house, self._desk, self._engines, self._prover, self._random = house, desk, engines, prover, randomness
         self._channels, self._nodes, self._credit = channels, nodes, credit
         self._read_blob, self._on_journal_error, self._on_change = read_blob, on_journal_error, on_change
-        self._guard = CallGuard(house.domain, house.address, desk.clock)
+        self._guard = CallGuard(house.domain, house.address, desk.clock, known=lambda caller: caller in nodes)
         self._sessions: dict[asyncio.Task[None], Session] = {}
         self._unopened = 0
         self._blobs = asyncio.Semaphore(BLOBS_AT_ONCE)

@@ -31,6 +31,11 @@ class Channels:
 
     def __init__(self, ledger: Ledger, view: ChainView, me: Address, domain: Domain) -> None:
         self._ledger, self._view, self._me, self._domain = ledger, view, me, domain
+        self._clients: set[Address] = set()
+
+    def trades(self, caller: Address) -> bool:
+        """Whether a caller has something at stake here: an entry on chain, or a channel to us that it ordered on."""
+        return caller in self._clients or caller in self._view.nodes
 
     def hub(self, channel: Hash) -> HubChannel:
         """A client's channel that orders may be taken on. Raises OutOfFunds (unknown on chain) or ChannelExpiring (closing)."""
@@ -46,6 +51,7 @@ class Channels:
         if hub is None:
             hub = self._ledger.hubs[channel] = HubChannel(_received(chain), chain.payer)
             self._ledger.put_hub(hub.state)
+            self._clients |= {hub.payer, hub.state.signer}
         if hub.close_signed:
             raise ChannelExpiring(f"channel 0x{channel.hex()} is being closed", hint="open another channel")
         return hub
@@ -86,6 +92,7 @@ class Channels:
 
     def refresh_all(self) -> None:
         """After a restart: everything that happened meanwhile."""
+        self._clients |= {who for hub in self._ledger.hubs.values() for who in (hub.payer, hub.state.signer)}
         for channel in (*self._ledger.hubs, *self._ledger.spokes):
             self.refresh(channel)
 

@@ -93,7 +93,7 @@ class Market:
             view,
         )
         self.spokes = Spokes(settings, world.actions, self.ledger, self.channels, self.presence, clock)
-        calls = CallGuard(world.domain, me, clock)
+        calls = CallGuard(world.domain, me, clock, known=self.channels.trades)
         challenger = Challenger(world.signer, world.domain, clock, world.random, settings)
         self.greeter = Greeter(
             calls,
