@@ -150,8 +150,8 @@ def signed_call(signer: Signer, domain: Domain, method: str, body: Message, audi
 class CallGuard:
     """Opens signed calls: the right method and audience, fresh, never seen. Remembers nonces only as long as they could be replayed.
 
-    Keys cost nothing, so strangers share one memory of `limit` nonces, and whoever fills it shuts out strangers alone: a caller that `known`
-    vouches for (it has stake, or a channel) has a memory of its own.
+    Keys cost nothing, so strangers share one memory of `limit` nonces, and whoever fills it shuts out strangers alone: a caller that
+    `known` vouches for (it has stake, or a channel) has a memory of its own.
     """
 
     def __init__(
@@ -189,6 +189,7 @@ class CallGuard:
         if recover(self._domain.digest(term.struct_hash), call.signature) != call.caller:
             raise BadSignature(f"the call {method} is not signed by its caller for this receiver")
         caller = Address(call.caller)
+        self._strangers.refuse(call.caller + call.nonce)  # it may have become known since
         self._memory(caller, now).remember(call.caller + call.nonce, now)
         return caller, parse(body, call.body)
 
@@ -215,11 +216,15 @@ class _Nonces:
             del self._until[next(iter(self._until))]
         return bool(self._until)
 
+    def refuse(self, nonce: bytes) -> None:
+        """Raises BadSignature for one that is remembered."""
+        if nonce in self._until:
+            raise BadSignature("this call was made before; sign a new one")
+
     def remember(self, nonce: bytes, now: int) -> None:
         """Raises BadSignature for one that is remembered, Busy when there is no room for another."""
         self.alive(now)
-        if nonce in self._until:
-            raise BadSignature("this call was made before; sign a new one")
+        self.refuse(nonce)
         if len(self._until) >= self._limit:
             raise Busy("too many calls at once to tell new from repeated", retry_after_seconds=CALL_SKEW_SECONDS)
         self._until[nonce] = now + 2 * CALL_SKEW_SECONDS
