@@ -28,9 +28,9 @@ def offer(sequence: int = 1, **changes: Any) -> terms.SignedOffer:
     )
     body.sequence = sequence
     for name, value in changes.items():
-        if name == "models":
-            del body.models[:]
-            body.models.extend(value)
+        if name in ("models", "gpus"):
+            del getattr(body, name)[:]
+            getattr(body, name).extend(value)
         else:
             setattr(body, name, value)
     return signed_offer(P, DOMAIN, body)
@@ -120,6 +120,9 @@ def test_bytes_that_are_no_offer_are_refused() -> None:
         {"models": [terms.ModelOffer(model=MODEL, task=terms.TASK_CHECK, profile=PROFILE)]},
         {"models": [terms.ModelOffer(model=MODEL, task=terms.TASK_EMBED, profile=PROFILE, prompt_price_per_mtok=b"\0\1")]},
         {"models": [terms.ModelOffer(model=MODEL, task=terms.TASK_EMBED, profile=PROFILE)] * 2},
+        {"gpus": [terms.GpuClaim(gpu_class="CPU")] * 65},
+        {"gpus": [terms.GpuClaim(gpu_class="C" * 129)]},
+        {"region": "r" * 129},
     ],
 )
 def test_offer_with_numbers_that_are_none_is_refused(changes: dict[str, Any]) -> None:

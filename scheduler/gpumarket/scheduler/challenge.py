@@ -38,23 +38,25 @@ class Measured:
 
 
 class Challenger:
-    """Poses challenges, a few at a time."""
+    """Poses challenges; checks the answers a few at a time."""
 
     def __init__(self, signer: Signer, domain: Domain, clock: Clock, random: Random, settings: SchedulerSettings) -> None:
         self._signer, self._domain, self._clock, self._random, self._settings = signer, domain, clock, random, settings
-        self._slots = asyncio.Semaphore(settings.challenges_at_once)
+        self._checking = asyncio.Semaphore(settings.challenges_at_once)
 
     async def prove(self, offer: terms_pb2.OfferBody) -> Measured:
-        """Challenge every GPU of an offer in turn; the slowest rate counts. Raises BadProof, Unreachable or ProtocolError."""
-        async with self._slots:
-            try:
-                async with asyncio.timeout(self._settings.challenge_seconds * len(offer.gpus)), self._channel(offer) as channel:
-                    stub = grpc_stubs.ProviderStub(channel)
-                    measured = [await self._prove_one(stub, offer, gpu) for gpu in offer.gpus]
-            except TimeoutError as error:
-                raise BadProof(f"no answer to the GPU challenge within {self._settings.challenge_seconds:.0f} s") from error
-            except grpc.aio.AioRpcError as error:
-                raise from_rpc(error, f"the provider at {offer.endpoint}") from error
+        """Challenge every GPU of an offer in turn; the slowest rate counts. Raises BadProof, Unreachable or ProtocolError.
+
+        Waiting for a provider takes nobody's place: some that never answer must not keep others from being proven.
+        """
+        try:
+            async with asyncio.timeout(self._settings.challenge_seconds), self._channel(offer) as channel:
+                stub = grpc_stubs.ProviderStub(channel)
+                measured = [await self._prove_one(stub, offer, gpu) for gpu in offer.gpus]
+        except TimeoutError as error:
+            raise BadProof(f"no answer to the GPU challenge within {self._settings.challenge_seconds:.0f} s") from error
+        except grpc.aio.AioRpcError as error:
+            raise from_rpc(error, f"the provider at {offer.endpoint}") from error
         return min(measured, key=lambda m: m.mflops)
 
     def _channel(self, offer: terms_pb2.OfferBody) -> Any:
@@ -80,7 +82,8 @@ class Challenger:
         finally:
             call.cancel()
         opened = [gpu_proof.Row(row.index, row.values, tuple(row.path)) for row in proof.rows]
-        await asyncio.to_thread(gpu_proof.check, seed, size, repeats, commitment.root, vector_seed, rows, proof.product, opened)
+        async with self._checking:
+            await asyncio.to_thread(gpu_proof.check, seed, size, repeats, commitment.root, vector_seed, rows, proof.product, opened)
         return _rated(size, repeats, seconds, s.cpu_floor_mflops if cpu else s.gpu_floor_mflops)
 
     def _seed(self, provider: Address, seed: bytes, size: int, repeats: int, uuid: str) -> pb.GpuSeed:

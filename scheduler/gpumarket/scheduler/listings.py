@@ -26,6 +26,9 @@ LISTED_MAX = 200_000
 WAITING_MAX = 2_000
 REMOVED_MAX = 10_000
 MODELS_MAX = 256
+GPUS_MAX = 64
+LABEL_MAX = 128
+"""Longest region, class, sandbox, UUID or name, in characters."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,8 +158,11 @@ class Listings:
 
 def to_advert(body: pb.OfferBody, owner: Address) -> Advert:
     """The advert that an offer makes. Raises ProtocolError for numbers that are none."""
-    if not 1 <= len(body.models) <= MODELS_MAX or not body.gpus or not 1 <= body.capacity <= 65_536:
+    if not 1 <= len(body.models) <= MODELS_MAX or not 1 <= len(body.gpus) <= GPUS_MAX or not 1 <= body.capacity <= 65_536:
         raise ProtocolError(f"an offer of {len(body.models)} models on {len(body.gpus)} GPUs with capacity {body.capacity}")
+    labels = [body.region, body.sandbox, *(m.name for m in body.models), *(t for g in body.gpus for t in (g.gpu_class, g.uuid))]
+    if max(map(len, labels)) > LABEL_MAX:
+        raise ProtocolError(f"an offer with a name of more than {LABEL_MAX} characters")
     gpu = max(body.gpus, key=lambda g: g.vram_bytes)
     if len({m.model for m in body.models}) != len(body.models):
         raise ProtocolError("an offer that lists a model twice")

@@ -89,7 +89,7 @@ class SchedulerSettings(Settings):
     gpu_floor_mflops: int = 500_000
     """Slowest rate taken, transfer and hashing included. 0.5 TFLOP/s is below any GPU of the last ten years and above most CPUs."""
     challenge_seconds: float = 60.0
-    """Most time for an answer."""
+    """Most time for one provider's answers, all its GPUs together."""
     challenge_repeat_seconds: float = 1_800.0
     """Mean time between two proofs of one provider; drawn at random, so that it cannot be foreseen."""
     challenges_at_once: int = 2
