@@ -235,7 +235,6 @@ class ScriptedProvider(provider_pb2_grpc.ProviderServicer):
     async def ready(self, market: Market, clock: HandClock, **changes: Any) -> None:
         await self.greet(market, clock, **changes)
         await self.told(lambda down: not down.notice and down.channel)
-        await self.beat()
 
     async def stop(self) -> None:
         if self.call is not None:

@@ -7,13 +7,14 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Table, bindparam, insert, or_, select, update
+from sqlalchemy import Connection, Table, bindparam, insert, select, update
 
 from gpumarket.core.codec import from_proto, parse
 from gpumarket.core.terms import JobSpec, Lease
 from gpumarket.core.units import Address, Hash
 from gpumarket.scheduler import tables as t
 from gpumarket.scheduler.lifecycle import Attempt, AttemptState, Job, JobState, charged, finished
+from gpumarket.scheduler.prepared import Prepared
 from gpumarket.scheduler.reputation import Reputation
 from gpumarket.settlement import guard
 from gpumarket.settlement.channel import PaidChannel, ReceivedChannel
@@ -68,11 +69,12 @@ class Batch:
         self.new_reputations: list[Address] = []
 
     def add_job(self, job: Job, *, new: bool, known_attempts: Collection[Hash]) -> None:
-        row: Row = {"key": job.key, "state": int(job.state), "open": job.open, "live": not finished(job)}
+        live_until = job.spec.deadline if finished(job) else t.FOREVER
+        row: Row = {"key": job.key, "state": int(job.state), "open": job.open, "live_until": live_until}
         if new:
             self.new_jobs.append(job.key)
             row |= {"client": job.spec.client, "channel": job.channel, "job_order": job.order}
-            row |= {"created_at": job.created_at, "deadline": job.spec.deadline}
+            row["created_at"] = job.created_at
         self._put(t.jobs, row, new)
         for attempt in job.attempts:
             known = attempt.hash in known_attempts
@@ -111,9 +113,9 @@ class Batch:
     def write(self, connection: Connection) -> None:
         """Run in the journal's transaction: rows, and the guard of every channel that pays."""
         for table, rows in self._new.items():
-            connection.execute(_INSERTS[table], rows)
+            INSERTS[table].run(connection, rows)
         for table, rows in self._changed.items():
-            connection.execute(_UPDATES[table], rows)
+            UPDATES[table].run(connection, rows)
         for channel in self._admitted:
             guard.admit(connection, channel)
         for channel, cumulative in self.guards:
@@ -131,17 +133,19 @@ class Batch:
 _HUB = ("deposit", "expires_at", "voucher", "signature", "used", "held", "open", "redeemed", "closing", "closed")
 _SPOKE = ("deposit", "expires_at", "vouchered", "reserved", "redeemed", "closing", "closed")
 _REPUTATION = ("kept", "broken", "updated_at", "jailed_until", "rejections")
+_TABLES = (t.jobs, t.attempts, t.offers, t.client_channels, t.spokes, t.reputations)
 _ATTEMPT = ("amount", "units", "complete", "accepted", "hold_until", "receipt", "ack", "outcome", "reason")
-_INSERTS = {table: insert(table) for table in (t.jobs, t.attempts, t.offers, t.client_channels, t.spokes, t.reputations)}
 
 
-def _update(table: Table, *names: str) -> Any:
+def _update(table: Table, *names: str) -> Prepared:
     key = next(iter(table.primary_key))
-    return update(table).where(key == bindparam("pk")).values({name: bindparam(name) for name in names})
+    statement = update(table).where(key == bindparam("pk")).values({name: bindparam(name) for name in names})
+    return Prepared(statement, table, ("pk", *names))
 
 
-_UPDATES = {
-    t.jobs: _update(t.jobs, "state", "open", "live"),
+INSERTS = {table: Prepared(insert(table), table, tuple(table.columns.keys())) for table in _TABLES}
+UPDATES = {
+    t.jobs: _update(t.jobs, "state", "open", "live_until"),
     t.attempts: _update(t.attempts, "state", *_ATTEMPT),
     t.client_channels: _update(t.client_channels, *_HUB, "close_signed"),
     t.spokes: _update(t.spokes, *_SPOKE),
@@ -151,7 +155,7 @@ _UPDATES = {
 
 def load(connection: Connection, now: int) -> Kept:
     """Everything that a restart needs."""
-    rows = connection.execute(select(t.jobs).where(or_(t.jobs.c.live, t.jobs.c.deadline >= now))).mappings().all()
+    rows = connection.execute(select(t.jobs).where(t.jobs.c.live_until >= now)).mappings().all()
     guards = {row.channel: row.cumulative for row in connection.execute(select(t.guard))}
     hubs = [
         (ReceivedChannel(Hash(r["id"]), Address(r["signer"]), **{n: r[n] for n in _HUB}), Address(r["payer"]), r["close_signed"])

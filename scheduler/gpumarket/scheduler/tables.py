@@ -13,6 +13,7 @@ from gpumarket.settlement.journal import MoneyType
 from gpumarket.settlement.redeemer import redemption_table
 
 metadata = MetaData()
+FOREVER = 2**62
 
 jobs = Table(
     "jobs",
@@ -24,12 +25,10 @@ jobs = Table(
     Column("state", Integer, nullable=False),
     Column("open", MoneyType(), nullable=False),
     Column("created_at", BigInteger, nullable=False),
-    Column("deadline", BigInteger, nullable=False),
-    Column("live", Boolean, nullable=False),
-    Index("jobs_live", "live"),
-    Index("jobs_deadline", "deadline"),
-    Index("jobs_client", "client"),
+    Column("live_until", BigInteger, nullable=False),
+    Index("jobs_live_until", "live_until"),
 )
+"""`live_until`: the deadline of a job in which nothing can change by itself any more, `FOREVER` before; a restart reads what is ahead."""
 
 attempts = Table(
     "attempts",
@@ -51,7 +50,6 @@ attempts = Table(
     Column("outcome", Integer, nullable=False),
     Column("reason", String(200), nullable=False),
     Index("attempts_job", "job", "number", unique=True),
-    Index("attempts_provider", "provider"),
 )
 
 offers = Table(

@@ -33,7 +33,6 @@ def upgrade() -> None:
         sa.Column("reason", sa.String(200), nullable=False),
     )
     op.create_index("attempts_job", "attempts", ["job", "number"], unique=True)
-    op.create_index("attempts_provider", "attempts", ["provider"])
     op.create_table(
         "chain_transactions",
         sa.Column("id", sa.Integer(), primary_key=True, autoincrement=True),
@@ -79,12 +78,9 @@ def upgrade() -> None:
         sa.Column("state", sa.Integer(), nullable=False),
         sa.Column("open", MoneyType(), nullable=False),
         sa.Column("created_at", sa.BigInteger(), nullable=False),
-        sa.Column("deadline", sa.BigInteger(), nullable=False),
-        sa.Column("live", sa.Boolean(), nullable=False),
+        sa.Column("live_until", sa.BigInteger(), nullable=False),
     )
-    op.create_index("jobs_client", "jobs", ["client"])
-    op.create_index("jobs_deadline", "jobs", ["deadline"])
-    op.create_index("jobs_live", "jobs", ["live"])
+    op.create_index("jobs_live_until", "jobs", ["live_until"])
     op.create_table(
         "offers",
         sa.Column("hash", sa.LargeBinary(32), primary_key=True),
