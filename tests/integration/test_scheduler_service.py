@@ -29,7 +29,7 @@ from scheduler_world import (
 )
 
 from gpumarket.core.codec import signed_call
-from gpumarket.core.errors import BadSignature, ChannelExpiring, GpumarketError, OutOfFunds, ProtocolError
+from gpumarket.core.errors import BadSignature, Busy, ChannelExpiring, GpumarketError, OutOfFunds, ProtocolError
 from gpumarket.core.rpc import from_rpc
 from gpumarket.core.terms import Outcome, output_chain
 from gpumarket.core.units import Hash, money_from_bytes
@@ -469,6 +469,37 @@ async def test_provider_with_a_bad_proof_is_told_and_not_matched(floor: Floor) -
     assert "off by" in told.notice
     reply = await floor.client.match(floor.client.job(), pay=TOKEN)
     assert [r.filter for r in reply.no_match.removed] == ["gpu_proof"]
+
+
+async def test_provider_without_a_proof_gets_no_channel(floor: Floor) -> None:
+    provider = ScriptedProvider("faker", floor.folder, honest_gpu=False)
+    floor.providers.append(provider)
+    await provider.start(floor.chain)
+    await provider.greet(floor.market, floor.clock)
+    await provider.told(lambda down: "GPU proof failed" in down.notice)
+    assert floor.chain.opened == [], "a registered key alone must not lock up our money"
+
+
+async def test_stream_without_a_hello_is_ended(floor: Floor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpumarket.scheduler.greeting.HELLO_SECONDS", 0.05)
+    call = floor.client.stub.Heartbeat()
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call.read()
+    assert "no hello" in error_of(caught).message
+
+
+async def test_providers_unknown_to_the_chain_are_limited(floor: Floor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpumarket.scheduler.greeting.UNLISTED_MAX", 1)
+    for name in ("stranger", "another"):
+        provider = ScriptedProvider(name, floor.folder)
+        floor.providers.append(provider)
+        await provider.greet(floor.market, floor.clock)
+        if name == "stranger":
+            await provider.told(lambda down: "not registered" in down.notice)
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await floor.providers[1].call.read()
+    assert isinstance(error_of(caught), Busy)
+    await floor.provider("registered")
 
 
 async def test_provider_not_registered_is_told_and_not_listed(floor: Floor) -> None:

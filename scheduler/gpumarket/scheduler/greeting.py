@@ -13,7 +13,7 @@ import grpc.aio
 import structlog
 
 from gpumarket.core.codec import CallGuard
-from gpumarket.core.errors import GpumarketError, ProtocolError
+from gpumarket.core.errors import Busy, GpumarketError, ProtocolError
 from gpumarket.core.ports import Clock, Random
 from gpumarket.core.units import Address, Hash, hex0x
 from gpumarket.scheduler.billing import Billing
@@ -27,6 +27,13 @@ from gpumarket.v1 import terms_pb2
 
 PROOF_RETRY_SECONDS = 2.0
 TELL_SECONDS = 1.0
+HELLO_SECONDS = 10.0
+SILENT_SECONDS = 60.0
+"""A stream that says nothing for so long is ended; a provider that lives beats every second."""
+UNGREETED_MAX = 256
+UNLISTED_MAX = 256
+"""Streams of providers that the chain does not back (yet): keys cost nothing, so there is an end to them."""
+WARM_MAX = 256
 _log = structlog.get_logger()
 
 
@@ -51,14 +58,13 @@ class Greeter:
         self._billing, self._spokes, self._challenger = billing, spokes, challenger
         self._repeat_seconds = repeat_seconds
         self._proving: dict[Address, asyncio.Task[None]] = {}
+        self._ungreeted = 0
 
     async def serve(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """One stream, until the provider leaves. Raises GpumarketError for a hello or an offer that is none."""
-        first = await context.read()
-        if not isinstance(first, pb.HeartbeatUp) or not first.HasField("hello"):
-            raise ProtocolError("a heartbeat begins with a hello")
-        caller, message = self._calls.open("Market/Heartbeat", first.hello, terms_pb2.SignedOffer)
+        caller, message = self._calls.open("Market/Heartbeat", await self._hello(context), terms_pb2.SignedOffer)
         self._take(caller, message)
+        self._require_place(caller)
         session = self._presence.begin(caller)
         _log.info("provider_here", provider=hex0x(caller))
         telling = asyncio.create_task(self._tell(session, context), name="heartbeat down")
@@ -69,6 +75,27 @@ class Greeter:
             await asyncio.gather(telling, return_exceptions=True)
             self._presence.end(session)
             _log.info("provider_gone", provider=hex0x(caller))
+
+    async def _hello(self, context: grpc.aio.ServicerContext[Any, Any]) -> terms_pb2.SignedCall:
+        if self._ungreeted >= UNGREETED_MAX:
+            raise Busy("too many streams that have not said hello", retry_after_seconds=HELLO_SECONDS)
+        self._ungreeted += 1
+        try:
+            first = await asyncio.wait_for(context.read(), HELLO_SECONDS)
+        except TimeoutError as error:
+            raise ProtocolError(f"no hello within {HELLO_SECONDS:.0f} s") from error
+        finally:
+            self._ungreeted -= 1
+        if not isinstance(first, pb.HeartbeatUp) or not first.HasField("hello"):
+            raise ProtocolError("a heartbeat begins with a hello")
+        return first.hello
+
+    def _require_place(self, caller: Address) -> None:
+        if not self._listings.why_unlisted(caller) or caller in self._presence.sessions:
+            return
+        strangers = sum(1 for who in self._presence.sessions if who not in self._listings.listed)
+        if strangers >= UNLISTED_MAX:
+            raise Busy("too many providers that are not registered on chain are here", retry_after_seconds=SILENT_SECONDS)
 
     async def close(self) -> None:
         """Stop the proofs in progress."""
@@ -81,11 +108,16 @@ class Greeter:
 
     async def _listen(self, session: Session, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         while True:
-            message = await context.read()
+            try:
+                message = await asyncio.wait_for(context.read(), SILENT_SECONDS)
+            except TimeoutError as error:
+                raise ProtocolError(f"no heartbeat for {SILENT_SECONDS:.0f} s") from error
             if not isinstance(message, pb.HeartbeatUp) or self._presence.sessions.get(session.provider) is not session:
                 return
             kind = message.WhichOneof("message")
             if kind == "load":
+                if len(message.load.warm) > WARM_MAX:
+                    raise ProtocolError(f"a load of {len(message.load.warm)} warm models; at most {WARM_MAX}")
                 self._presence.beat(session, message.load)
             elif kind == "offer":
                 self._take(session.provider, message.offer)
@@ -103,9 +135,10 @@ class Greeter:
     def _see_to(self, listing: Listing) -> None:
         """What a listed provider still needs: a proof of the GPUs that it offers now, a channel."""
         provider = listing.provider
-        self._spokes.ensure(provider)
         key = gpus_key(listing.body)
         proof = self._presence.proofs.get(provider)
+        if proof is not None and proof.holds and proof.key == key:
+            self._spokes.ensure(provider)  # only for whoever computes: a deposit for every registered key would be anybody's to lock up
         if proof is None or proof.key != key:
             self._presence.proofs[provider] = Proof(key)
             self._presence.restand(provider)
@@ -134,6 +167,7 @@ class Greeter:
                 wait = PROOF_RETRY_SECONDS if passing else self._repeat_seconds / 10
             else:
                 proof.holds, proof.mflops, proof.reason = True, measured.mflops, ""
+                self._spokes.ensure(provider)
                 _log.info("gpu_proven", provider=hex0x(provider), mflops=measured.mflops, seconds=round(measured.seconds, 3))
                 wait = self._repeat_seconds * (0.5 + int.from_bytes(self._random.token(4), "big") / 2**32)
             self._presence.restand(provider)

@@ -82,6 +82,7 @@ class Spokes:
         label = f"spoke {hex0x(provider)} {turn}"
         channel = await self._actions.open_channel(provider, amount, expires_at, label=label)
         self._channels.adopt(channel, provider, amount, expires_at)
+        self._presence.restand(provider)  # with the channel, or its provider is told that jobs may come before they can
         await self._ledger.commit()
         _log.info("spoke_open", provider=hex0x(provider), channel=hex0x(channel), amount=amount)
 
