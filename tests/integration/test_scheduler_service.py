@@ -555,6 +555,18 @@ async def test_watch_resumes_from_its_revision(floor: Floor) -> None:
     call.cancel()
 
 
+async def test_watchers_and_streams_beyond_the_limit_are_refused(floor: Floor, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpumarket.scheduler.service.WATCHERS_MAX", 1)
+    monkeypatch.setattr("gpumarket.scheduler.service.STREAMS_MAX", 0)
+    first = floor.client.stub.WatchOffers(pb.WatchRequest())
+    assert (await first.read()).synced
+    for call in (floor.client.stub.WatchOffers(pb.WatchRequest()), floor.client.stub.Match()):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await call.read()
+        assert isinstance(error_of(caught), Busy)
+    first.cancel()
+
+
 async def test_explain_tells_scores_and_rejections(floor: Floor) -> None:
     provider = await floor.provider("p1")
     await floor.provider("p2", price=10**6 * TOKEN)

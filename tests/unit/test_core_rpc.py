@@ -12,7 +12,7 @@ import grpc.aio
 import pytest
 
 from gpumarket.core import errors, rpc
-from gpumarket.core.errors import BadSignature, Busy, GpumarketError, NoProvider, OutOfFunds, Unreachable
+from gpumarket.core.errors import BadSignature, Busy, GpumarketError, JournalError, NoProvider, OutOfFunds, ProtocolError, Unreachable
 from gpumarket.core.units import Hash
 from gpumarket.v1 import market_pb2 as pb
 from gpumarket.v1 import market_pb2_grpc as pbg
@@ -134,3 +134,11 @@ def test_rpc_identity_is_made_once_and_kept_private(tmp_path: Path) -> None:
     assert first == again
     assert isinstance(first.key_hash, bytes) and len(Hash(first.key_hash)) == 32
     assert stat.S_IMODE((tmp_path / "tls" / "tls.key").stat().st_mode) == 0o600
+
+
+def test_error_of_our_own_tells_a_peer_its_kind_and_no_more() -> None:
+    told = rpc.for_peer(JournalError("cannot write /home/ann/ledger.sqlite: disk full", hint="free space on /home"))
+    assert (told.code, told.retryable) == ("journal", False)
+    assert "/home" not in told.message + told.hint
+    theirs = ProtocolError("your order names no model")
+    assert rpc.for_peer(theirs) is theirs

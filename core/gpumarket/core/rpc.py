@@ -25,7 +25,19 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
-from gpumarket.core.errors import BadSignature, Busy, GpumarketError, NoProvider, Unreachable, by_code
+from gpumarket.core.errors import (
+    BadSignature,
+    Busy,
+    ChainError,
+    ConfigError,
+    EngineFailed,
+    GpumarketError,
+    JournalError,
+    NoProvider,
+    Unreachable,
+    WalletError,
+    by_code,
+)
 from gpumarket.core.units import Hash
 
 SERVER_NAME = "gpumarket"
@@ -46,6 +58,7 @@ SERVER_OPTIONS = [
     ("grpc.max_concurrent_streams", 1_024),
     ("grpc.so_reuseport", 0),
 ]
+_OURS = (JournalError, EngineFailed, ConfigError, WalletError, ChainError)
 _STATUS = {
     "busy": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "bad_signature": grpc.StatusCode.UNAUTHENTICATED,
@@ -106,6 +119,7 @@ async def open_channel(endpoint: str, key_hash: bytes) -> grpc.aio.Channel:
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: GpumarketError) -> NoReturn:
     """End a call with an error of the tree; the caller gets it back from `from_rpc`."""
+    error = for_peer(error)
     details = error.as_dict()
     if isinstance(error, NoProvider):
         details |= {"removed": error.removed, "considered": error.considered}
@@ -114,6 +128,16 @@ async def abort(context: grpc.aio.ServicerContext[Any, Any], error: GpumarketErr
     status = _STATUS.get(error.code, grpc.StatusCode.UNAVAILABLE if error.retryable else grpc.StatusCode.ABORTED)
     await context.abort(status, error.message, trailing_metadata=((_ERROR_KEY, json.dumps(details)),))
     raise AssertionError("context.abort returned")
+
+
+def for_peer(error: GpumarketError) -> GpumarketError:
+    """What a peer may hear: of an error that is ours alone its kind; its text may name files, databases or a chain's URL."""
+    if not isinstance(error, _OURS):
+        return error
+    hint = "ask another one; the reason is in its operator's log"
+    told = GpumarketError(f"an internal failure ({error.code}) on this side", hint=hint, retryable=error.retryable)
+    told.code = error.code
+    return told
 
 
 def from_rpc(error: grpc.aio.AioRpcError, peer: str) -> GpumarketError:

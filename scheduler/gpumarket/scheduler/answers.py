@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from gpumarket.core.errors import GpumarketError, OutOfFunds
+from gpumarket.core.rpc import for_peer
 from gpumarket.core.units import PER_MILLION, format_money, money_bytes
 from gpumarket.scheduler.explain import Story
 from gpumarket.scheduler.filters import Wanted
@@ -36,6 +37,7 @@ def account(hub: ReceivedChannel) -> pb.Account:
 
 
 def problem(request_id: int, error: GpumarketError) -> pb.MatchReply:
+    error = for_peer(error)
     body = pb.Problem(code=error.code, message=error.message, hint=error.hint, retryable=error.retryable)
     return pb.MatchReply(id=request_id, problem=body)
 

@@ -11,7 +11,7 @@ import grpc.aio
 from google.protobuf.message import Message
 
 from gpumarket.core.codec import CallGuard
-from gpumarket.core.errors import GpumarketError, ProtocolError
+from gpumarket.core.errors import Busy, GpumarketError, ProtocolError
 from gpumarket.core.rpc import abort
 from gpumarket.core.units import Address, Hash
 from gpumarket.scheduler import answers
@@ -27,6 +27,10 @@ from gpumarket.v1 import terms_pb2
 Context = grpc.aio.ServicerContext[Any, Any]
 M = TypeVar("M", bound=Message)
 A = TypeVar("A")
+WATCHERS_MAX = 1_000
+"""Watching takes no signature; each change of the book costs every watcher a look at it."""
+STREAMS_MAX = 4_096
+"""Match streams at once."""
 PIPELINED_MAX = 256
 """Unanswered requests of one stream; the next one is read when there is room."""
 
@@ -46,12 +50,19 @@ class MarketService(grpc_stubs.MarketServicer):
     ) -> None:
         self._info, self._calls, self._desk, self._billing = info, calls, desk, billing
         self._greeter, self._listings, self._presence = greeter, listings, presence
+        self._watchers = self._streams = 0
 
     async def Info(self, request: pb.InfoRequest, context: Context) -> pb.SchedulerInfo:
         return self._info
 
     async def Match(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]
-        await Pipeline(context, self._desk).run()
+        if self._streams >= STREAMS_MAX:
+            await abort(context, Busy(f"{STREAMS_MAX} match streams are open", retry_after_seconds=5.0, hint="use the streams you have"))
+        self._streams += 1
+        try:
+            await Pipeline(context, self._desk).run()
+        finally:
+            self._streams -= 1
 
     async def Retry(self, request: terms_pb2.SignedCall, context: Context) -> pb.MatchReply:
         try:
@@ -72,6 +83,16 @@ class MarketService(grpc_stubs.MarketServicer):
             await abort(context, error)
 
     async def WatchOffers(self, request: pb.WatchRequest, context: Context) -> AsyncIterator[pb.OfferEvent]:
+        if self._watchers >= WATCHERS_MAX:
+            await abort(context, Busy(f"{WATCHERS_MAX} watch the offers already", retry_after_seconds=30.0, hint="watch another scheduler"))
+        self._watchers += 1
+        try:
+            async for event in self._offers(request):
+                yield event
+        finally:
+            self._watchers -= 1
+
+    async def _offers(self, request: pb.WatchRequest) -> AsyncIterator[pb.OfferEvent]:
         revision, synced = request.from_revision, False
         while True:
             changed = self._listings.changed
