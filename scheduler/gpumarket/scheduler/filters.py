@@ -107,12 +107,16 @@ NAMES = ("model", "provider", "excluded", *(f.name for f in FILTERS), *MONEY_FIL
 def bounds(book: Book, wanted: Wanted, moment: Moment) -> tuple[Bound, Bound]:
     """Lowest and highest value of each filter column, in the order of `FILTERS`."""
     limits, find = wanted.limits, book.labels.find
-    checking = wanted.task is Task.CHECK
-    task, profile, now = float(wanted.task), float(find(wanted.profile)), float(moment.now)
+    profile = float(find(wanted.profile))
     gpu = float(find(limits.gpu_class)) if limits.gpu_class else None
     region = float(find(limits.region)) if limits.region else None
-    low = (  # floats throughout: comparing a float with an int takes four times as long
-        0.0 if checking else task,
+    return _low(wanted, moment, profile, gpu, region), _high(wanted, moment, profile, gpu, region)
+
+
+def _low(wanted: Wanted, moment: Moment, profile: float, gpu: float | None, region: float | None) -> Bound:
+    limits, checking = wanted.limits, wanted.task is Task.CHECK
+    return (  # floats throughout: comparing a float with an int takes four times as long
+        0.0 if checking else float(wanted.task),
         profile,
         1.0 if checking else 0.0,
         -_MANY if gpu is None else gpu,
@@ -125,14 +129,18 @@ def bounds(book: Book, wanted: Wanted, moment: Moment) -> tuple[Bound, Bound]:
         float(limits.min_stake),
         float(limits.min_reputation_ppm),
         moment.monotonic - HEARTBEAT_SECONDS,
-        now,
+        float(moment.now),
         1.0,
         -_MANY,
         float(wanted.deadline + wanted.spoke_margin_seconds),
         1.0,
     )
-    high = (
-        _MANY if checking else task,
+
+
+def _high(wanted: Wanted, moment: Moment, profile: float, gpu: float | None, region: float | None) -> Bound:
+    limits = wanted.limits
+    return (
+        _MANY if wanted.task is Task.CHECK else float(wanted.task),
         profile,
         _MANY,
         _MANY if gpu is None else gpu,
@@ -147,11 +155,10 @@ def bounds(book: Book, wanted: Wanted, moment: Moment) -> tuple[Bound, Bound]:
         _MANY,
         _MANY,
         _MANY,
-        now,
+        float(moment.now),
         _MANY,
         _MANY,
     )
-    return low, high
 
 
 def admitted(book: Book, wanted: Wanted, line: list[float], low: Bound, high: Bound) -> float:
