@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 
 import pytest
 from fault_market import FaultMarket, plan
@@ -23,7 +23,9 @@ def fault_market(tmp_path_factory: pytest.TempPathFactory) -> Iterator[FaultMark
 
 
 @pytest.fixture
-async def market(fault_market: FaultMarket) -> FaultMarket:
-    """The market with everything running."""
+async def market(fault_market: FaultMarket) -> AsyncIterator[FaultMarket]:
+    """The market with everything running. Whatever the test did to it, at its end all is settled and the invariants hold."""
     await fault_market.heal()
-    return fault_market
+    yield fault_market
+    await fault_market.heal()
+    await fault_market.check_invariants()

@@ -77,7 +77,6 @@ async def test_out_of_funds_is_refused_before_anything_is_sent(market: FaultMark
 async def test_over_max_cost_is_refused_with_both_amounts(market: FaultMarket) -> None:
     answer = await market.cli("run", TINY_LLAMA, "hello", "--max-cost", "0.000000000000000001")
     assert_refused(answer, "over_max_cost", 5, "0.000000000000000001")
-    await market.check_invariants()
 
 
 async def test_unknown_model_is_refused_with_the_command_that_adds_it(market: FaultMarket) -> None:
@@ -96,7 +95,6 @@ async def test_no_provider_tells_which_filter_removed_how_many(market: FaultMark
     assert answer.error["removed"] == {"heartbeat": len(market.providers)}
     assert answer.error["considered"] == len(market.providers)
     await market.matchable()
-    await market.check_invariants()
 
 
 async def test_full_queues_are_refused_as_busy_and_the_running_jobs_end_well(market: FaultMarket) -> None:
@@ -113,7 +111,6 @@ async def test_full_queues_are_refused_as_busy_and_the_running_jobs_end_well(mar
             assert len(stream.result.attempts) == 1
     assert_refused(answer, "busy", 7, "capacity removed 2")
     assert answer.error["retryable"]
-    await market.check_invariants()
 
 
 async def test_other_chain_id_is_refused(market: FaultMarket) -> None:
