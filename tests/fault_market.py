@@ -25,7 +25,7 @@ from gpumarket.core.errors import ChainError
 from gpumarket.core.settings import ChainSettings, load
 from gpumarket.core.terms import Ack, Lease, output_chain
 from gpumarket.core.units import Address, Hash, Money, parse_address
-from gpumarket.node.tables import SETTLED
+from gpumarket.node.tables import OPEN, SETTLED
 from gpumarket.p2p.link import Link, P2PSettings
 from gpumarket.scheduler.lifecycle import AttemptState, JobState
 from gpumarket.scheduler.tables import FOREVER
@@ -165,9 +165,9 @@ class FaultMarket:
         """The client's attempts that have not ended, by its journal."""
         return [row for row in self.books().client.attempts if not row.reason]
 
-    async def streaming(self) -> bool:
-        """Whether the client has received something of the attempt that runs."""
-        return any(row.ack and tokens_of(self, row.job) for row in self.running_attempts())
+    async def acknowledged(self) -> bool:
+        """Whether a provider has written down an ack of an attempt that runs."""
+        return any(row.state == OPEN and row.signed_ack for book in self.books().providers.values() for row in book.attempts)
 
     # --- books ---------------------------------------------------------------------------------------------------------------
 

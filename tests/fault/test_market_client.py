@@ -16,7 +16,7 @@ async def test_client_killed_in_mid_job_new_client_on_its_state_gets_the_rest_an
     async with market.client() as client:
         prompt = await market.long_prompt(client)
     market.spawn_client(VICTIM, prompt)
-    await until(market.streaming, "the client's job does not start")
+    await until(market.acknowledged, "the client's job does not get anywhere")
     market.network.processes.kill(VICTIM)
     (interrupted,) = market.running_attempts()
     async with market.client() as client:
