@@ -18,7 +18,7 @@ from gpumarket.core.errors import BadSignature, Busy, EngineFailed, GpumarketErr
 from gpumarket.core.rpc import from_rpc
 from gpumarket.core.terms import Outcome, Task, keccak256, output_chain
 from gpumarket.core.units import Hash, Money
-from gpumarket.node.tables import DUE, HELD, OWED, attempts
+from gpumarket.node.tables import DUE, HELD, OWED, SHORT, attempts
 from gpumarket.settlement import gpu_proof
 from gpumarket.v1 import market_pb2 as market
 from gpumarket.v1 import provider_pb2 as pb
@@ -195,13 +195,13 @@ async def test_service_refuses_a_lease_by_an_unknown_scheduler(tmp_path: Path) -
 async def test_service_refuses_what_the_channel_or_the_credit_does_not_cover(tmp_path: Path) -> None:
     async with provider_at(tmp_path, TEXT, credit="0.0000011") as running:
         running.engines["generate"].gate.clear()
-        job = text(lease_changes={"maximum": Money(2 * 10**12)})
+        job = text(max_tokens=16, lease_changes={"maximum": Money(2 * 10**12)})
         await running.attempt(job).open()
         error = await refusal(running.attempt(replace(job, name=b"another")))
         assert isinstance(error, Busy)
         assert "credit" in error.message
         running.view.channels[CHANNEL] = replace(running.view.channels[CHANNEL], deposit=3 * 10**12)
-        cheap = replace(job, name=b"third", lease_changes={"maximum": Money(1 + 10**12), "window_units": 1})
+        cheap = replace(job, name=b"third", lease_changes={"maximum": Money(17 * 10**11), "window_units": 1})
         assert isinstance(await refusal(running.attempt(cheap)), OutOfFunds)
         running.engines["generate"].gate.set()
 
@@ -321,6 +321,21 @@ async def test_service_claims_until_owed_and_keeps_the_voucher(tmp_path: Path) -
         earned = 4 * TEXT.output_price // 1_000_000 + 3 * TEXT.prompt_price // 1_000_000
         assert running.provider.accounts.vouchered(CHANNEL) == earned == row(running, job)["amount"]
         assert running.provider.accounts.standing(SCHEDULER.address).owed == 0
+
+
+async def test_service_remembers_over_a_restart_what_a_scheduler_left_unpaid(tmp_path: Path) -> None:
+    async with scheduler_at(tmp_path / "scheduler") as (scheduler, node):
+        scheduler.states = [market.CLAIM_STATE_CLOSED]
+        async with provider_at(tmp_path, VECTORS, scheduler=node, run=True) as running:
+            job = vectors()
+            talk = await running.attempt(job).open()
+            receipt = await talk.read_finished()
+            await talk.ack(5, receipt.output_hash, complete=True)
+            await until(lambda: row(running, job)["state"] == SHORT)
+            earned = 5 * VECTORS.prompt_price // 1_000_000
+            assert running.provider.accounts.standing(SCHEDULER.address).owed == earned
+    async with provider_at(tmp_path, VECTORS) as again:
+        assert again.provider.accounts.standing(SCHEDULER.address).short == earned
 
 
 async def test_service_owed_without_a_voucher_that_covers_it_is_not_believed(tmp_path: Path) -> None:

@@ -66,6 +66,7 @@ LEASE_LIES: list[tuple[dict[str, Any], type[GpumarketError], str]] = [
     ({"deadline": NOW}, ProtocolError, "passed 0 s ago"),
     ({"deadline": NOW + 601}, ProtocolError, "after the order's deadline"),
     ({"maximum": Money(2 * TOKEN)}, ProtocolError, "at most"),
+    ({"maximum": Money(1)}, ProtocolError, "earns at most"),
     ({"prompt_price_per_mtok": Money(TEXT.prompt_price - 1)}, ProtocolError, "input tokens"),
     ({"output_price_per_mtok": Money(TEXT.output_price - 1)}, ProtocolError, "generated tokens"),
     ({"window_units": 65}, ProtocolError, "window of 65"),
@@ -235,6 +236,13 @@ def test_credit_over_the_limit_waits_for_payment() -> None:
     assert refused.value.retry_after_seconds > 0
     standing.paid = 10
     require_credit(standing, job, standing.limit(100, 1.0))
+
+
+def test_credit_shrinks_by_what_final_answers_left_out() -> None:
+    job = OpenJob(Money(100), Money(50))
+    require_credit(Standing(), job, 100)
+    with pytest.raises(Busy):
+        require_credit(Standing(short=51), job, 100)
 
 
 def test_credit_deposit_covers_vouchers_bills_and_open_maxima() -> None:

@@ -19,10 +19,12 @@ from gpumarket.core.terms import Ack, Lease, Outcome, Receipt
 from gpumarket.core.units import Address, Hash, Money
 from gpumarket.node.admission import Admitted
 from gpumarket.node.credit import OpenJob, Standing
-from gpumarket.node.tables import CLOSED, DUE, HELD, OPEN, OWED, REJECTED, attempts, facts, vouchers
+from gpumarket.node.tables import CLOSED, DUE, HELD, OPEN, OWED, REJECTED, SHORT, attempts, facts, vouchers
 from gpumarket.settlement.journal import Journal
 from gpumarket.settlement.pricing import attempt_amount, counts_as_complete
 from gpumarket.v1 import terms_pb2 as pb
+
+NOTHING = Money(0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +38,8 @@ class Bill:
     signed_ack: pb.SignedAck | None
     amount: Money
     """Earned by our own reckoning, base units."""
+    proven: Money
+    """The part of it that the client's signed ack alone proves."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +180,10 @@ class Accounts:
     async def settle(self, bill: Bill, state: str, amount: Money, reason: str, voucher: HeldVoucher | None) -> None:
         """A final answer with the voucher that came with it, in one transaction. `state` is OWED, REJECTED or CLOSED."""
         assert state in (OWED, REJECTED, CLOSED)
-        await self._settle(bill, state, amount, reason, voucher)
+        short = bill.proven - amount if state != REJECTED else 0
+        await self._settle(bill, SHORT if short > 0 else state, amount, reason, voucher, owed=amount if state == OWED else Money(0))
         standing = self.standing(bill.lease.scheduler)
+        standing.short += max(0, short)
         standing.unpaid.pop(bill.lease_hash, None)
         self._bills.pop(bill.lease_hash, None)
         self._held.discard(bill.lease_hash)
@@ -188,10 +194,12 @@ class Accounts:
             await self.journal.transact(lambda c: _write_voucher(c, voucher))
             self._take_voucher(voucher)
 
-    async def _settle(self, bill: Bill, state: str, amount: Money, reason: str, voucher: HeldVoucher | None) -> None:
+    async def _settle(
+        self, bill: Bill, state: str, amount: Money, reason: str, voucher: HeldVoucher | None, *, owed: Money = NOTHING
+    ) -> None:
         channel = bill.lease.provider_channel
-        if state == OWED:
-            self._owed[channel] = self.owed_on(channel) + amount
+        if owed:
+            self._owed[channel] = self.owed_on(channel) + owed
         newer = voucher if voucher is not None and voucher.cumulative > self.vouchered(voucher.channel) else None
 
         def work(connection: Connection) -> None:
@@ -199,10 +207,10 @@ class Accounts:
             connection.execute(update(attempts).where(attempts.c.lease == bill.lease_hash).values(values))
             if newer is not None:
                 _write_voucher(connection, newer)
-            if state == OWED and amount:  # nothing was earned: the channel may have no voucher yet
+            if owed:  # where nothing is, the channel may have no voucher yet
                 where = vouchers.c.channel == channel
-                owed = connection.execute(select(vouchers.c.owed).where(where)).scalar_one()
-                connection.execute(update(vouchers).where(where).values(owed=owed + amount))
+                before = connection.execute(select(vouchers.c.owed).where(where)).scalar_one()
+                connection.execute(update(vouchers).where(where).values(owed=before + owed))
 
         await self.journal.transact(work)
         if newer is not None:
@@ -233,6 +241,8 @@ class Accounts:
             self._count(_bill(row))
             if row["state"] == HELD:
                 self._held.add(Hash(row["lease"]))
+        for row in self.journal.read(lambda c: c.execute(select(attempts).where(attempts.c.state == SHORT)).mappings().all()):
+            self.standing(Address(row["scheduler"])).short += _bill(row).proven - row["amount"]
         return len(left)
 
     def _count(self, bill: Bill) -> None:
@@ -275,7 +285,8 @@ def _bill(row: RowMapping) -> Bill:
     said = from_proto(Ack, ack.ack) if ack is not None else None
     complete = counts_as_complete(said, from_proto(Receipt, receipt.receipt), lease.window_units)
     amount = attempt_amount(lease, prompt_units=row["prompt_units"], units=units, complete=complete)
-    return Bill(lease, Hash(row["lease"]), signed_lease, receipt, ack, amount)
+    proven = attempt_amount(lease, prompt_units=row["prompt_units"], units=units, complete=said is not None and said.complete)
+    return Bill(lease, Hash(row["lease"]), signed_lease, receipt, ack, amount, proven)
 
 
 def _receipt_after_crash(row: RowMapping, signer: Signer, domain: Domain, now: int) -> pb.SignedReceipt:

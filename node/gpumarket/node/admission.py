@@ -17,7 +17,11 @@ from gpumarket.core.terms import JobSpec, Lease, ModelManifest, Task, request_ha
 from gpumarket.core.units import Address, Hash, Money, format_money, hex0x
 from gpumarket.node.credit import OpenJob, exposure
 from gpumarket.node.work import Work, open_work
+from gpumarket.settlement.pricing import attempt_price
 from gpumarket.v1 import provider_pb2 as pb
+
+ROUNDING = 10**9
+"""A maximum may lack this fraction of the price: schedulers round fees and filter in floats."""
 
 
 class Spoke(Protocol):
@@ -91,6 +95,7 @@ def admit(message: pb.InferOpen, house: House, channels: Mapping[Hash, Spoke], n
     _require_ours(lease, house, channels, now)
     _require_same_terms(lease, spec)
     model = _require_on_sale(lease, house)
+    _require_worth(lease, spec, model)
     if request_hash(message.salt, message.request) != spec.request_hash:
         raise ProtocolError("the request is not the one that the order names (its salted hash differs)")
     work = open_work(lease, spec, model.manifest, message.request, message.prefix, nonce)
@@ -151,6 +156,17 @@ def _require_on_sale(lease: Lease, house: House) -> OnSale:
     if lease.window_units > house.window_max(lease.task):
         raise ProtocolError(f"a window of {lease.window_units} units; this provider runs at most {house.window_max(lease.task)} ahead")
     return model
+
+
+def _require_worth(lease: Lease, spec: JobSpec, model: OnSale) -> None:
+    """A maximum below the price of what the order allows would have the rest done for nothing."""
+    listed = (model.prompt_price, model.output_price)
+    price = attempt_price(spec, *listed, prefix_units=lease.prefix_units)
+    if lease.maximum + price // ROUNDING + 8 < price:
+        raise ProtocolError(
+            f"the lease earns at most {format_money(lease.maximum)}, and its order allows work of {format_money(price)} by the price list",
+            hint="order fewer units, or pay for those ordered",
+        )
 
 
 def _require_price(what: str, leased: int, listed: int) -> None:

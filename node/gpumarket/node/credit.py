@@ -1,7 +1,8 @@
 """How much one scheduler may owe this provider. Pure.
 
-Invariant I4: what it owes, plus one window of every open job, never passes the limit; and all that open jobs can earn is covered by the
-free part of its channel's deposit. The limit starts at one window of every job that can be open at once and grows with what was paid.
+Invariant I4: what it owes, what it never paid of acked work, and one window of every open job together never pass the limit; and all that
+open jobs can earn is covered by the free part of its channel's deposit. The limit starts at one window of every job that can be open at
+once and grows with what was paid.
 """
 
 from __future__ import annotations
@@ -41,13 +42,15 @@ class Standing:
     open: dict[Hash, OpenJob] = field(default_factory=dict)
     unpaid: dict[Hash, Money] = field(default_factory=dict)
     """Earned by receipt and last ack, not yet under a voucher."""
+    short: int = 0
+    """What clients' acks prove as earned and final answers left out: base units. It stays owed."""
     paid: int = 0
     """Sum of the newest vouchers of all its channels: base units."""
 
     @property
     def owed(self) -> int:
         """What it owes, plus what open jobs could cost."""
-        return sum(self.unpaid.values()) + sum(job.exposure for job in self.open.values())
+        return self.short + sum(self.unpaid.values()) + sum(job.exposure for job in self.open.values())
 
     def limit(self, start: int, growth: float) -> int:
         """Credit limit in base units."""

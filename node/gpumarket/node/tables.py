@@ -25,7 +25,9 @@ OWED = "owed"
 REJECTED = "rejected"
 CLOSED = "closed"
 """Claimed; nothing was earned."""
-SETTLED = (OWED, REJECTED, CLOSED)
+SHORT = "short"
+"""Claimed; owed or closed at less than the client's own ack proves. The difference counts against the scheduler's credit for good."""
+SETTLED = (OWED, REJECTED, CLOSED, SHORT)
 
 attempts = Table(
     "attempts",

@@ -36,12 +36,16 @@ def attempt_maximum(spec: JobSpec, prompt_price: int, output_price: int, fee_ppm
     `max_amount` after `spent` (what the client pays for earlier attempts, fees included) once this attempt's own fee is added. 0 when
     nothing is left. Prices are per 1,000,000 units.
     """
+    price = attempt_price(spec, prompt_price, output_price, prefix_units=prefix_units)
+    return Money(min(price, without_fee(spec.max_amount - spent, fee_ppm)))
+
+
+def attempt_price(spec: JobSpec, prompt_price: int, output_price: int, *, prefix_units: int) -> int:
+    """Price, rounded up, of all that the spec still allows after `prefix_units` delivered ones. Base units, which may pass uint96."""
     if spec.task is Task.GENERATE:
         output_units = max(0, spec.max_output_units - prefix_units)
-        price = price_ceil(spec.prompt_units, prompt_price) + price_ceil(output_units, output_price)
-    else:
-        price = price_ceil(max(0, spec.prompt_units - prefix_units), prompt_price)
-    return Money(min(price, without_fee(spec.max_amount - spent, fee_ppm)))
+        return price_ceil(spec.prompt_units, prompt_price) + price_ceil(output_units, output_price)
+    return price_ceil(max(0, spec.prompt_units - prefix_units), prompt_price)
 
 
 def counts_as_complete(ack: Ack | None, receipt: Receipt, window_units: int) -> bool:
