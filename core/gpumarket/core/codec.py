@@ -36,8 +36,7 @@ CALL_SKEW_SECONDS = 60
 
 def to_proto(term: Term, message: M) -> M:
     """Fill `message` (of the term's name) from the term, and return it."""
-    for name, word in term.WORDS:
-        value = getattr(term, name)
+    for (name, word), value in zip(term.WORDS, term.VALUES(term), strict=True):
         setattr(message, name, money_bytes(value) if word.solidity == "uint96" else value)
     return message
 

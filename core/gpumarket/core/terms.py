@@ -1,7 +1,6 @@
-"""The statements of the market: frozen values, validated when made, each with its EIP-712 type.
+"""The statements of the market: frozen values, validated when made, each with its EIP-712 type (`gpumarket.core.typed_data`).
 
-A term's typed-data form is its class name and its fields in order, in camelCase, with the types of `_WORD`; every field is one
-32-byte word, so a struct hash is one join and one keccak (EIP-712, "Definition of hashStruct"). Nothing here does I/O or reads a clock.
+Nothing here does I/O or reads a clock.
 """
 
 from __future__ import annotations
@@ -9,19 +8,16 @@ from __future__ import annotations
 import enum
 import hashlib
 import struct
-from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, fields
-from typing import Annotated, Any, ClassVar, TypeVar, dataclass_transform, get_type_hints
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 
-from gpumarket.core import keccak as _keccak
-from gpumarket.core.units import MONEY_MAX, ZERO_HASH, Address, Hash, Money
+from gpumarket.core.typed_data import Term, Uint32, Uint64, keccak256, term
+from gpumarket.core.units import ZERO_HASH, Address, Hash, Money
 
-T = TypeVar("T", bound="Term")
-
-
-def keccak256(data: bytes) -> Hash:
-    """Keccak-256 as Ethereum uses it."""
-    return Hash(_keccak.digest(data))
+__all__ = [
+    "Ack", "Call", "Close", "JobSpec", "Lease", "ManifestFile", "ModelManifest", "Offer", "Outcome", "Profile", "Receipt", "Task", "Term",
+    "VerificationProfile", "Voucher", "keccak256", "merkle_root", "output_chain", "request_hash", "sampling_seed", "term", "token_item",
+]  # fmt: skip
 
 
 class Task(enum.IntEnum):
@@ -40,88 +36,6 @@ class Outcome(enum.IntEnum):
     REFUSED = 3
     FAILED = 4
     EXPIRED = 5
-
-
-Uint32 = Annotated[int, "uint32"]
-Uint64 = Annotated[int, "uint64"]
-
-
-@dataclass(frozen=True, slots=True)
-class _Word:
-    """How a Python value becomes one EIP-712 word."""
-
-    solidity: str
-    encode: Callable[[Any], bytes]
-    valid: Callable[[Any], bool]
-
-
-def _uint(bits: int) -> _Word:
-    top = 1 << bits
-    return _Word(f"uint{bits}", lambda v: v.to_bytes(32, "big"), lambda v: isinstance(v, int) and 0 <= v < top)
-
-
-_WORD: dict[Any, _Word] = {
-    Address: _Word("address", lambda v: v.rjust(32, b"\0"), lambda v: isinstance(v, bytes) and len(v) == 20),
-    Hash: _Word("bytes32", lambda v: v, lambda v: isinstance(v, bytes) and len(v) == 32),
-    Money: _Word("uint96", lambda v: v.to_bytes(32, "big"), lambda v: isinstance(v, int) and 0 <= v <= MONEY_MAX),
-    bool: _Word("bool", lambda v: bytes(31) + (b"\1" if v else b"\0"), lambda v: isinstance(v, bool)),
-    Uint32: _uint(32),
-    Uint64: _uint(64),
-    Task: _uint(8),
-    Outcome: _uint(8),
-}
-
-
-def _camel(name: str) -> str:
-    head, *rest = name.split("_")
-    return head + "".join(part.capitalize() for part in rest)
-
-
-class Term:
-    """Base of every signed statement."""
-
-    __slots__ = ()
-    TYPE: ClassVar[str]
-    TYPE_HASH: ClassVar[Hash]
-    WORDS: ClassVar[tuple[tuple[str, _Word], ...]]
-    ENUMS: ClassVar[tuple[tuple[str, type[enum.IntEnum]], ...]]
-
-    def __post_init__(self) -> None:
-        for name, word in self.WORDS:
-            value = getattr(self, name)
-            if not word.valid(value):
-                raise ValueError(f"{type(self).__name__}.{name} is not a {word.solidity}: {value!r}")
-        self.check()
-
-    def check(self) -> None:
-        """Rules between fields. Raises ValueError."""
-
-    @property
-    def struct_hash(self) -> Hash:
-        """EIP-712 hashStruct."""
-        return keccak256(self.TYPE_HASH + b"".join(word.encode(getattr(self, name)) for name, word in self.WORDS))
-
-    @classmethod
-    def typed_fields(cls) -> list[dict[str, str]]:
-        """Field list as wallets' sign-typed-data calls take it."""
-        return [{"name": _camel(name), "type": word.solidity} for name, word in cls.WORDS]
-
-    def typed_message(self) -> dict[str, Any]:
-        """Message as wallets' sign-typed-data calls take it (addresses as bytes)."""
-        return {_camel(name): getattr(self, name) for name, _ in self.WORDS}
-
-
-@dataclass_transform(frozen_default=True)
-def term(cls: type[T]) -> type[T]:
-    """Make a class a frozen term and derive its EIP-712 type string from its fields."""
-    made = dataclass(frozen=True, slots=True)(cls)
-    hints = get_type_hints(made, include_extras=True)
-    words = tuple((field.name, _WORD[hints[field.name]]) for field in fields(made))  # type: ignore[arg-type]
-    made.WORDS = words
-    made.ENUMS = tuple((name, kind) for name, kind in hints.items() if kind in (Task, Outcome))
-    made.TYPE = f"{cls.__name__}({','.join(f'{w.solidity} {_camel(n)}' for n, w in words)})"
-    made.TYPE_HASH = keccak256(made.TYPE.encode())
-    return made
 
 
 @term
