@@ -456,6 +456,22 @@ async def test_service_shows_manifests_and_small_files_and_no_weights(tmp_path: 
             assert isinstance(error, UnknownModel)
 
 
+async def test_service_slow_reader_of_a_file_gives_its_place_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpumarket.node.service.BLOB_SECONDS", 0.2)
+    async with provider_at(tmp_path, TEXT) as running:
+        service = running.provider.service
+        monkeypatch.setattr(service, "_read_blob", lambda sha256, limit: bytes(24 << 20))
+        wanted = pb.BlobRequest(sha256=TEXT.manifest.files[0].sha256)
+        slow = [running.stub.GetBlob(wanted) for _ in range(8)]
+        for call in slow:
+            await call.read()
+        await until(lambda: service._blobs._value == 8)
+        monkeypatch.setattr(service, "_read_blob", lambda sha256, limit: b"{}")
+        assert [piece.data async for piece in running.stub.GetBlob(wanted)] == [b"{}"]
+        for call in slow:
+            call.cancel()
+
+
 async def test_service_first_message_other_than_an_open_is_refused(tmp_path: Path) -> None:
     async with provider_at(tmp_path, TEXT) as running:
         talk = Conversation(running, text())

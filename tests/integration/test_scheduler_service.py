@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import struct
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
@@ -387,6 +388,24 @@ async def test_signed_ack_above_the_retrys_wins_and_its_client_is_refused(floor:
     for provider in floor.providers:
         await provider.beat()
     assert "no orders" not in (await floor.client.match(floor.client.job(), pay=TOKEN)).problem.message
+
+
+async def test_one_clients_word_against_a_provider_counts_once_an_hour(floor: Floor) -> None:
+    provider = await floor.provider("p1")
+
+    async def blamed() -> float:
+        job = await floor.bought()
+        await floor.client.retry(job, 1, "lost")
+        return floor.market.ledger.reputations[provider.address].broken
+
+    first = await blamed()
+    assert await blamed() == first > 0
+    floor.clock.pass_seconds(3_601)
+    await provider.beat()
+    standing = floor.market.book.entries[provider.address].standing
+    while standing.heartbeat < floor.clock.monotonic():  # noqa: ASYNC110  the beat is on its way
+        await asyncio.sleep(0.01)
+    assert await blamed() > first
 
 
 async def test_retry_on_a_channel_whose_close_is_signed_is_refused(floor: Floor) -> None:

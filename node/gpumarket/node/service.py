@@ -34,6 +34,7 @@ FIRST_MESSAGE_SECONDS = 10.0
 UNOPENED_MAX = 256
 BLOB_BYTES_MAX = 32 << 20
 BLOB_PIECE_BYTES = 1 << 20
+BLOB_SECONDS = 60.0
 BLOBS_AT_ONCE = 8
 WEIGHTS = (".safetensors", ".onnx", ".bin", ".gguf")
 _log = structlog.get_logger()
@@ -237,8 +238,11 @@ class ProviderService(ProviderServicer):
                 raise Busy("too many files are being read", retry_after_seconds=1.0)
             async with self._blobs:
                 data = await asyncio.to_thread(self._read_blob, Hash(request.sha256), BLOB_BYTES_MAX)
-                for start in range(0, max(1, len(data)), BLOB_PIECE_BYTES):
-                    await context.write(pb.BlobPiece(data=data[start : start + BLOB_PIECE_BYTES]))
+                async with asyncio.timeout(BLOB_SECONDS):  # whoever reads slowly must not hold a place that others wait for
+                    for start in range(0, max(1, len(data)), BLOB_PIECE_BYTES):
+                        await context.write(pb.BlobPiece(data=data[start : start + BLOB_PIECE_BYTES]))
+        except TimeoutError:
+            await abort(context, Busy(f"the file was not read within {BLOB_SECONDS:.0f} s", retry_after_seconds=1.0))
         except GpumarketError as error:
             await abort(context, error)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from gpumarket.core.errors import GpumarketError, OutOfFunds
 from gpumarket.core.rpc import for_peer
-from gpumarket.core.units import PER_MILLION, format_money, money_bytes
+from gpumarket.core.units import MONEY_MAX, PER_MILLION, format_money, money_bytes
 from gpumarket.scheduler.explain import Story
 from gpumarket.scheduler.filters import Wanted
 from gpumarket.scheduler.lifecycle import Job, charged
@@ -66,7 +66,7 @@ def quote(request_id: int, plan: Plan, wanted: Wanted, fee_ppm: int) -> pb.Match
         prompt_price_per_mtok=money_bytes(sale.prompt_price),
         output_price_per_mtok=money_bytes(sale.output_price),
         fee_ppm=fee_ppm,
-        maximum=money_bytes(most),
+        maximum=money_bytes(min(most, MONEY_MAX)),
     )
     return pb.MatchReply(id=request_id, quote=body)
 

@@ -17,9 +17,10 @@ from gpumarket.scheduler import answers, lifecycle
 from gpumarket.scheduler.channels import Channels
 from gpumarket.scheduler.desk import Desk
 from gpumarket.scheduler.ledger import Ledger
-from gpumarket.scheduler.lifecycle import Attempt, AttemptState, Change, Job
+from gpumarket.scheduler.lifecycle import Attempt, AttemptState, Change, Job, Judge
 from gpumarket.scheduler.presence import Presence
 from gpumarket.scheduler.reports import judge_report
+from gpumarket.scheduler.reputation import WORDS
 from gpumarket.scheduler.settings import SchedulerSettings
 from gpumarket.settlement.chain.view import ChainView
 from gpumarket.settlement.verification import Verdict
@@ -35,6 +36,8 @@ _CLAIM_STATES = {
     AttemptState.EXPIRED: pb.CLAIM_STATE_CLOSED,
 }
 _ENDED = frozenset(_CLAIM_STATES) - {AttemptState.HELD}
+BLAME_SECONDS, BLAMES_MAX = 3_600, 10_000
+"""One client's unproven word against one provider counts once in this time; so many are remembered, more do not count."""
 FORGET_SECONDS = 600
 """Finished jobs stay in memory this long past their deadline, for repeated reports and claims."""
 
@@ -59,6 +62,7 @@ class Billing:
         self._domain, self._channels_domain = domain, channels_domain
         self._ledger, self._channels, self._presence, self._desk = ledger, channels, presence, desk
         self._timers: list[tuple[int, Hash]] = []
+        self._blamed: dict[tuple[Address, Address], int] = {}
         desk.on_placed = self._schedule
 
     async def claim(self, caller: Address, request: pb.ClaimRequest) -> pb.ClaimReply:
@@ -95,7 +99,7 @@ class Billing:
         units, chain = lifecycle.next_prefix(job, number, ack, request.reason)
         raw_ack = request.last_ack.SerializeToString() if ack else b""
         change = lifecycle.close(job, number, ack, raw_ack, request.reason, self._clock.now(), self._settings.check_seconds)
-        job = self._apply(change)
+        job = self._apply(self._weighed(change, attempt.lease.provider))
         if self._clock.now() >= job.spec.deadline:
             await self._ledger.commit()
             raise ProtocolError("the job's deadline is over", hint="order it again under a new job id")
@@ -202,6 +206,19 @@ class Billing:
         if job is not before:
             self._schedule(job)
         return job
+
+    def _weighed(self, change: Change, provider: Address) -> Change:
+        """A retry with its blame, or without when its client has blamed this provider a short while ago: words cost nothing."""
+        job, instructions = change
+        if not any(isinstance(i, Judge) and i.deed in WORDS for i in instructions):
+            return change
+        now, word = self._clock.now(), (self._ledger.hubs[job.channel].payer, provider)
+        if len(self._blamed) >= BLAMES_MAX:
+            self._blamed = {key: until for key, until in self._blamed.items() if until > now}
+        if self._blamed.get(word, 0) <= now and len(self._blamed) < BLAMES_MAX:
+            self._blamed[word] = now + BLAME_SECONDS
+            return change
+        return job, [i for i in instructions if not (isinstance(i, Judge) and i.deed in WORDS)]
 
     def _tell(self, attempt: Attempt) -> None:
         self._presence.settled(attempt.lease.provider, attempt.hash)

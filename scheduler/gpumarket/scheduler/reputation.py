@@ -38,6 +38,7 @@ RETRY_DEEDS = {
     "bad-output": Deed.BLAMELESS,
     "client-restart": Deed.BLAMELESS,
 }
+WORDS = (Deed.LOST, Deed.REFUSED)
 """Reasons of `Market.Retry`. A client's word alone never weighs more than LOST; bad output is judged when it is reported with evidence."""
 
 
