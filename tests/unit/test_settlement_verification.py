@@ -428,6 +428,12 @@ def test_judge_text_two_replays_reject_and_one_acquits() -> None:
     assert verdict(good, bad, job, drawn=(), profile=TEXT_BF16) is Verdict.ACCEPTED
 
 
+def test_judge_text_by_another_answer_instead_of_a_check_is_refused() -> None:
+    other = Job(FIRST, Task.GENERATE, PROMPT, TOKENS, len(TOKENS), TEXT_BF16)
+    with pytest.raises(ProtocolError, match="no CHECK job"):
+        verdict(text_job(), other, profile=TEXT_BF16)
+
+
 def test_judge_text_blames_only_the_attempts_own_tokens() -> None:
     later = text_job(prefix=60)
     bad_before = gaps(129, *([1.0] * 40))  # all bad tokens are the earlier attempt's

@@ -63,6 +63,7 @@ class Billing:
         self._ledger, self._channels, self._presence, self._desk = ledger, channels, presence, desk
         self._timers: list[tuple[int, Hash]] = []
         self._blamed: dict[tuple[Address, Address], int] = {}
+        self._forget_at = 0
         desk.on_placed = self._schedule
 
     async def claim(self, caller: Address, request: pb.ClaimRequest) -> pb.ClaimReply:
@@ -188,7 +189,9 @@ class Billing:
                 changed |= self._apply(lifecycle.due(job, now, self._settings.claim_grace_seconds)) is not job
         if changed:
             await self._ledger.commit()
-        self._ledger.forget(now - FORGET_SECONDS)
+        if now >= self._forget_at:  # it looks at every job in memory
+            self._ledger.forget(now - FORGET_SECONDS)
+            self._forget_at = now + FORGET_SECONDS // 10
 
     # --- inside --------------------------------------------------------------------------------------------------------------
 

@@ -217,7 +217,8 @@ def _gaps(subject: Evidence, check: Evidence) -> bytes:
         if len(raw) != 4 * len(check.request.output):
             return b""  # no gaps: decide_text calls that a mismatch
         return raw[4 * subject.own_start :]
-    assert isinstance(subject.request, pb.CheckRequest)
+    if not isinstance(subject.request, pb.CheckRequest):
+        raise ProtocolError("a check that is no CHECK job")
     if check.request != subject.request.generate or [int.from_bytes(t, "little") for t in check.output] != list(subject.request.output):
         raise ProtocolError("the check was not over this job's request and output")
     return np.zeros(max(1, len(subject.request.output)), dtype="<f4").tobytes()
