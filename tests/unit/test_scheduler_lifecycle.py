@@ -207,10 +207,23 @@ def test_higher_ack_after_a_retry_is_paid_once_the_next_attempt_has_ended(closin
     assert job.attempts[1].state is AttemptState.OWED
     assert books.open > 0, "what the first attempt is still owed is not released"
     job = books.take(show(job, 1, 90))
+    job = books.take(claim(job, ack_of(job, 90, attempt=1), number=1))
     assert (job.attempts[0].amount, books.open) == (900, 0)
     job = books.take(life.due(job, NOW + CHECK, GRACE))
     assert books.paid == 900 + 10 * (UNITS - closing)
     assert life.finished(job)
+
+
+def test_rest_is_kept_until_the_closed_attempts_provider_has_claimed_or_its_hold_is_over() -> None:
+    books = Books()
+    job = retried(books, 0)
+    job = books.take(claim(job, ack_of(job, UNITS, complete=True), number=2))
+    assert books.open == MOST - 1_010, "the first provider may yet show what it holds"
+    shown = books.take(claim(books.take(show(job, 1, 90)), ack_of(job, 90, attempt=1), number=1))
+    assert (shown.attempts[0].amount, books.open) == (900, 0)
+    books.open, books.held, books.reserved = job.open, 0, 0
+    job = books.take(life.due(job, life.next_due(job, GRACE), GRACE))
+    assert (job.attempts[0].state, books.open) == (AttemptState.EXPIRED, 0)
 
 
 def test_higher_ack_never_passes_what_is_left_of_the_order() -> None:

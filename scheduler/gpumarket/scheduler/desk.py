@@ -142,8 +142,8 @@ class Desk:
         until = self._ledger.reputations.get(payer, Reputation()).jailed_until
         if until > self._clock.now():
             raise ProtocolError(
-                f"this account is jailed for {until - self._clock.now()} s more, and no orders are taken: it closed an attempt below an ack "
-                "that it had signed, or work of its own was checked and rejected",
+                f"this account is jailed for {until - self._clock.now()} s more, and no orders are taken: it closed an attempt below an "
+                "ack that it had signed, or work of its own was checked and rejected",
                 hint="wait, and send the last ack of your journal with Market.Retry",
             )
 

@@ -96,11 +96,15 @@ def claim(job: Job, number: int, receipt: Receipt, ack: Ack | None, raw: tuple[b
     """The provider's bill, with its receipt and the client's last ack (already verified); `raw` are their serialized forms."""
     attempt = job.attempt(number)
     sure = ack is not None and ack.complete and not ack.will_check
-    if attempt.state is AttemptState.HELD:
+    if attempt.state in (AttemptState.HELD, AttemptState.CLOSED):
         if not attempt.receipt:
             attempt = replace(attempt, receipt=raw[0], outcome=int(receipt.outcome))
             job = _put(job, attempt)
-        return _owe(job, attempt, Deed.DELIVERED) if sure and attempt.complete and not _waits(job, attempt) else (job, [])
+        job, moves = _spare(job)
+        if attempt.state is AttemptState.HELD and sure and attempt.complete and not _waits(job, attempt):
+            job, more = _owe(job, attempt, Deed.DELIVERED)
+            moves += more
+        return job, moves
     if attempt.state is not AttemptState.OPEN:
         return job, []
     complete = counts_as_complete(ack, receipt, attempt.lease.window_units)
@@ -219,6 +223,10 @@ def due(job: Job, now: int, claim_grace_seconds: int) -> Change:
         if attempt.state is AttemptState.HELD and now >= attempt.hold_until and not _waits(job, attempt):
             job, more = _owe(job, attempt, Deed.DELIVERED if attempt.complete else Deed.BLAMELESS)
             moves += more
+        elif _kept_for(job, attempt) and now >= attempt.hold_until:
+            job = _put(job, replace(attempt, state=AttemptState.EXPIRED))
+    job, more = _spare(job)
+    moves += more
     return (replace(job, state=_lapsed(job.newest)) if over and job.state is JobState.LEASED else job), moves
 
 
@@ -251,7 +259,8 @@ def finished(job: Job) -> bool:
 
 def next_due(job: Job, claim_grace_seconds: int) -> int:
     """When `due` has something to do next; 0 is never."""
-    times = [a.hold_until for a in job.attempts if a.state is AttemptState.HELD and not _waits(job, a)]
+    held = [a for a in job.attempts if a.state is AttemptState.HELD and not _waits(job, a)]
+    times = [a.hold_until for a in (*held, *(a for a in job.attempts if _kept_for(job, a)))]
     if job.open or job.newest.state is AttemptState.OPEN:
         late = job.state in LAPSED  # it ended, and only a claim that was shown before keeps its money
         times.append(job.spec.deadline + claim_grace_seconds * (2 if late else 1))
@@ -304,16 +313,28 @@ def _missing_cost(job: Job) -> int:
     return sum(client_amount(_missing(job, a), a.lease.fee_ppm) + 1 for a in job.attempts if _missing(job, a))
 
 
+def _unclaimed(attempt: Attempt) -> bool:
+    """Closed on the client's word, and its provider has not said yet what it holds."""
+    return _closed_by_retry(attempt) and not attempt.receipt
+
+
+def _kept_for(job: Job, attempt: Attempt) -> bool:
+    """Whether the end of this closed attempt's hold lets money go."""
+    return attempt.state is AttemptState.CLOSED and _unclaimed(attempt) and job.open > 0 and job.state is not JobState.LEASED
+
+
 def _waits(job: Job, attempt: Attempt) -> bool:
     """More may be held for the attempt yet, so it is not owed yet."""
     return _missing(job, attempt) > 0 and (job.newest.state is AttemptState.OPEN or job.open > 0)
 
 
 def _spare(job: Job) -> Change:
-    """Release what stays open of a job that needs no further attempt, but for what a shown claim still lacks."""
+    """Release what stays open of a job that needs no further attempt, but for what claims lack, or may show within their hold."""
     if job.state is JobState.LEASED:
         return job, []
-    spare = job.open - min(job.open, _missing_cost(job))
+    unclaimed = [a for a in job.attempts if _unclaimed(a)]
+    kept = _missing_cost(job) + sum(client_amount(a.lease.maximum - a.amount, a.lease.fee_ppm) + 1 for a in unclaimed)
+    spare = job.open - min(job.open, kept)
     return replace(job, open=job.open - spare), [Move(Side.RELEASE, spare)] if spare else []
 
 
