@@ -142,3 +142,13 @@ def test_error_of_our_own_tells_a_peer_its_kind_and_no_more() -> None:
     assert "/home" not in told.message + told.hint
     theirs = ProtocolError("your order names no model")
     assert rpc.for_peer(theirs) is theirs
+
+
+@pytest.mark.parametrize(
+    "details", ["not json", "[" * 5_000, "[]", '{"code": "no_provider", "removed": 7}', '{"code": "busy", "retry_after_seconds": "x"}']
+)
+async def test_rpc_error_details_that_are_none_are_the_peers_fault(details: str) -> None:
+    error = grpc.aio.AioRpcError(
+        grpc.StatusCode.ABORTED, grpc.aio.Metadata(), grpc.aio.Metadata(("gpumarket-error", details)), details="x", debug_error_string=""
+    )
+    assert isinstance(rpc.from_rpc(error, "somebody"), ProtocolError)

@@ -25,6 +25,7 @@ from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from cryptography.x509.oid import NameOID
 
+from gpumarket.core import hostile_json
 from gpumarket.core.errors import (
     BadSignature,
     Busy,
@@ -34,6 +35,7 @@ from gpumarket.core.errors import (
     GpumarketError,
     JournalError,
     NoProvider,
+    ProtocolError,
     Unreachable,
     WalletError,
     by_code,
@@ -145,7 +147,10 @@ def from_rpc(error: grpc.aio.AioRpcError, peer: str) -> GpumarketError:
     metadata: Any = error.trailing_metadata() or ()  # pairs; the stubs do not say so
     details = dict(metadata).get(_ERROR_KEY)
     if details is not None:
-        return rebuild(json.loads(details))
+        try:
+            return rebuild(hostile_json.loads(details))
+        except (ValueError, TypeError, AttributeError) as broken:
+            return ProtocolError(f"{peer} failed with an error that is none: {broken}")
     if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
         return Unreachable(
             f"{peer} does not answer: {error.code().name.lower()} ({error.details()})", hint="try again; it may be restarting"

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+from gpumarket.core import hostile_json
 from gpumarket.core.errors import ConfigError
 from gpumarket.core.terms import ModelManifest
 from gpumarket.sdk.lock import LockedModel
@@ -60,7 +60,7 @@ class ModelFiles:
         if name not in self.files:
             return {}
         try:
-            value = json.loads(self.files[name])
+            value = hostile_json.loads(self.files[name])
         except ValueError as error:
             raise ConfigError(
                 f"{name} of model {self.manifest.name} is not JSON: {error}", hint="its owner must publish it anew"

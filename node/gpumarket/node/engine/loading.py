@@ -6,7 +6,6 @@ before any library looks at it, and `trust_remote_code` is never true.
 
 from __future__ import annotations
 
-import json
 import os
 from pathlib import Path
 from typing import Any, Final
@@ -16,6 +15,7 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from transformers.cache_utils import DynamicCache, DynamicLayer
 from transformers.utils.logging import disable_progress_bar
 
+from gpumarket.core import hostile_json
 from gpumarket.core.errors import ConfigError, EngineFailed
 from gpumarket.node.models.store import REFUSED_SUFFIXES
 
@@ -51,7 +51,7 @@ def read_json(path: Path) -> Any:
     if path.stat().st_size > JSON_BYTES_MAX:
         raise ConfigError(f"{path.name} is larger than {JSON_BYTES_MAX} bytes", hint="this is no model configuration")
     try:
-        return json.loads(path.read_bytes())
+        return hostile_json.loads(path.read_bytes())
     except ValueError as error:
         raise ConfigError(f"{path.name} is not valid JSON: {error}", hint="save the model again") from error
 

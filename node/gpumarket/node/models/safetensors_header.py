@@ -5,11 +5,11 @@ Source: the safetensors format (8-byte little-endian header length, JSON header,
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any, Final
 
+from gpumarket.core import hostile_json
 from gpumarket.core.errors import ConfigError
 
 HEADER_BYTES_MAX: Final = 100_000_000
@@ -30,9 +30,9 @@ def check_safetensors(path: Path) -> None:
             raise _lie(path, "the header is longer than the file")
         raw = file.read(length)
     try:
-        header = json.loads(raw)
+        header = hostile_json.loads(raw)
         spans = sorted(_span(tensor) for name, tensor in header.items() if name != "__metadata__")
-    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise _lie(path, f"the header is malformed ({type(error).__name__})") from error
     end = 0
     for start, stop in spans:
