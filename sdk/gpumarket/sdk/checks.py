@@ -17,11 +17,12 @@ from gpumarket.core.errors import FundsError, JobFailed, MatchError, NetworkErro
 from gpumarket.core.terms import Task
 from gpumarket.core.units import Address, Hash, Money, hex0x
 from gpumarket.sdk import reports
-from gpumarket.sdk.desk import Desk
+from gpumarket.sdk.desk import Desk, log
 from gpumarket.sdk.offers import checkers
 from gpumarket.sdk.openings import Delivered, delivered
 from gpumarket.sdk.ordering import Ask, place, plan_of
 from gpumarket.sdk.panel import Panel
+from gpumarket.sdk.pool import Observation
 from gpumarket.sdk.results import Verdict, VerdictState
 from gpumarket.sdk.running import JobRun
 from gpumarket.sdk.session import Progress
@@ -64,6 +65,7 @@ class Checker:
         verdict, rests_on = self._verdict(panel)
         checks = [self.answers[i] for i in rests_on]
         await reports.conclude(self.desk, subject, verdict, checks, panel.drawn)
+        self._pool(panel, verdict)
         for index, answer in enumerate(self.answers):
             await self._conclude_answer(panel, subject, index, answer)
         return verdict
@@ -86,6 +88,15 @@ class Checker:
         checkers_ = tuple(answer.provider for answer in self.answers)
         reason = "; ".join([decision.reason, *self.notes])
         return Verdict(_STATES[decision.verdict], reason, decision.statistic, checkers_, Money(self.spent)), rests_on
+
+    def _pool(self, panel: Panel, verdict: Verdict) -> None:
+        """Count a text job that passed alone; what its provider's jobs say together decides who gets the next one."""
+        lease = panel.subject.lease
+        if lease.task is not Task.GENERATE or verdict.state not in (VerdictState.ACCEPTED, VerdictState.GREY):
+            return
+        seen = Observation(lease.provider, lease.profile, verdict.statistic, panel.subject.receipt.output_units)
+        if self.desk.pool.observe(seen) is rules.Verdict.REJECTED:
+            log.warning("provider_distrusted", provider=hex0x(lease.provider), reason="its checked answers together do not fit the profile")
 
     async def _conclude_answer(self, panel: Panel, subject: Delivered, index: int, answer: Delivered) -> None:
         """A checker's job is held until its numbers are judged, too."""

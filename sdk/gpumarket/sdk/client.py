@@ -34,6 +34,7 @@ from gpumarket.sdk.lock import LockedModel, find, read_lock
 from gpumarket.sdk.model_files import LoadedModel
 from gpumarket.sdk.models import Models
 from gpumarket.sdk.peers import Peers
+from gpumarket.sdk.pool import Pool, observations
 from gpumarket.sdk.requests import Body, Sampling, chat_body, completion_body, embed_body, warnings_to_json
 from gpumarket.sdk.results import AccountView, ChatResult, EmbedResult, JobResult, JobSummary, OfferView, Quote
 from gpumarket.sdk.settings import ClientSettings
@@ -272,7 +273,8 @@ class Client:
         stack.push_async_callback(hub.close)
         stack.push_async_callback(peers.close)
         account = Account(journal, chain, key, settings, self._clock, self._random)
-        desk = Desk(settings, key, chain, journal, account, hub, peers, self._clock, self._random)
+        pool = Pool.of(journal.read(observations))
+        desk = Desk(settings, key, chain, journal, account, hub, peers, self._clock, self._random, pool)
         stack.push_async_callback(desk.settle)
         await self._tidy(desk)
         return desk
@@ -329,7 +331,7 @@ class Client:
             output_units=body.output_units,
             profile=profile,
             max_cost=limit,
-            constraints=constraints.to_proto(),
+            constraints=constraints.to_proto(self.desk.pool.distrusted(profile)),
             options=options,
             explain=explain,
         )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
 from gpumarket.core.errors import ConfigError
@@ -29,8 +29,8 @@ class Constraints:
     exclude_providers: Sequence[Address] = ()
     exclude_owners: Sequence[Address] = ()
 
-    def to_proto(self) -> pb.Constraints:
-        """As an order carries them. Raises ConfigError for a number that is none."""
+    def to_proto(self, distrusted: Collection[Address] = ()) -> pb.Constraints:
+        """As an order carries them, without the distrusted providers. Raises ConfigError for a number that is none."""
         if not 0 <= self.min_reputation <= 1:
             raise ConfigError(f"min_reputation is {self.min_reputation}; it must lie between 0 and 1")
         if self.min_vram_gib < 0:
@@ -45,7 +45,7 @@ class Constraints:
             max_output_price_per_mtok=_money(self.max_output_price) if self.max_output_price else b"",
             min_sandbox=self.min_sandbox,
             require_provider=self.require_provider or b"",
-            exclude_providers=sorted(self.exclude_providers),
+            exclude_providers=sorted({*self.exclude_providers, *distrusted}),
             exclude_owners=sorted(self.exclude_owners),
         )
 

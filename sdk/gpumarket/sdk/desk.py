@@ -20,6 +20,7 @@ from gpumarket.sdk.chain_port import PROVIDER, ChainPort
 from gpumarket.sdk.hub import Hub
 from gpumarket.sdk.lease_rules import Registered
 from gpumarket.sdk.peers import Peers
+from gpumarket.sdk.pool import Pool
 from gpumarket.sdk.settings import ClientSettings
 from gpumarket.settlement.journal import Journal
 
@@ -47,6 +48,7 @@ class Desk:
     peers: Peers
     clock: Clock
     random: Random
+    pool: Pool = field(default_factory=Pool)
     farewells: set[asyncio.Task[None]] = field(default_factory=set)
 
     @property
