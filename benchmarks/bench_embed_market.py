@@ -29,8 +29,8 @@ from gpumarket.testnet.network import Network
 from gpumarket.testnet.plan import MINILM, ModelPlan, Plan, ProviderPlan
 
 BATCH = 64
-JOBS = 20
-IN_FLIGHT = 4
+JOBS = 15
+IN_FLIGHT = 3
 ROUNDS = 3
 
 
