@@ -74,6 +74,7 @@ def _document(offer: OfferView) -> dict[str, Any]:
         "endpoint": offer.endpoint,
         "region": offer.region,
         "gpus": list(offer.gpus),
+        "measured_mflops": offer.measured_mflops,
         "model": hex0x(offer.model),
         "name": offer.name,
         "dtype": offer.dtype,
@@ -89,6 +90,7 @@ def _row(offer: OfferView) -> dict[str, Any]:
     return {
         "provider": hex0x(offer.provider),
         "gpu": ", ".join(offer.gpus),
+        "GFLOP/s": f"{offer.measured_mflops / 1_000:,.1f}",
         "model": offer.name,
         "dtype": offer.dtype,
         "warm": offer.warm,

@@ -65,6 +65,7 @@ def _views(desk: Desk, event: mpb.OfferEvent, body: pb.OfferBody, model: Hash | 
             tls_key_hash=Hash(body.tls_key_hash),
             region=body.region,
             gpus=tuple(gpu.gpu_class for gpu in body.gpus),
+            measured_mflops=sum(gpu.measured_mflops for gpu in body.gpus),
             model=Hash(entry.model),
             name=entry.name,
             dtype=entry.dtype,

@@ -219,6 +219,8 @@ class OfferView:
     tls_key_hash: Hash
     region: str
     gpus: tuple[str, ...]
+    measured_mflops: int
+    """Of its GPUs together, in their last proofs: 10^6 float32 operations per second; 0 before the first."""
     model: Hash
     name: str
     dtype: str
