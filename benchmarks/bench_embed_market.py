@@ -30,7 +30,7 @@ from gpumarket.testnet.plan import MINILM, ModelPlan, Plan, ProviderPlan
 
 BATCH = 64
 JOBS = 15
-IN_FLIGHT = 3
+IN_FLIGHT = 4
 ROUNDS = 3
 
 

@@ -1,7 +1,9 @@
 """Matching: in process over 100,000 providers, and through the Market service against a bare echo of the same messages.
 
-The echo, the quotes and the orders run in turn over the same TLS server and the same client process, one stream with 16 requests in flight.
-An order is the whole of it: order signature and voucher recovered, matched, lease signed, ledger committed (SQLite, synchronous=FULL).
+The echo, the quotes and the orders run in turn over the same kind of TLS server and the same client process, one stream with 16 requests in
+flight; echo and orders also with 64, as several busy clients have. An order is the whole of it: order signature and voucher recovered,
+matched, lease signed, ledger committed (SQLite, synchronous=FULL). The floor is what no order can do without, and nothing of a market: the
+same two signatures recovered and one made, and one row of a lease's size committed in a group.
 A ratio is the median over rounds of the ratio within a round, so that a neighbour's load weighs on both sides alike.
 """
 
@@ -20,11 +22,13 @@ from pathlib import Path
 from typing import Any
 
 import grpc.aio
+from sqlalchemy import Column, Integer, LargeBinary, MetaData, Table, insert
 
 from gpumarket.core.codec import signed_offer, signed_order, voucher_proto
+from gpumarket.core.daemon import settle_memory
 from gpumarket.core.ports import SystemClock, SystemRandom
 from gpumarket.core.rpc import SERVER_NAME, load_identity
-from gpumarket.core.signing import LocalKey, channels_domain, market_domain
+from gpumarket.core.signing import LocalKey, channels_domain, market_domain, recover
 from gpumarket.core.terms import JobSpec, Task, Voucher, keccak256, request_hash
 from gpumarket.core.units import Address, Hash, Money, money_bytes
 from gpumarket.scheduler.book import Advert, Book, ModelOnSale
@@ -42,7 +46,8 @@ from gpumarket.v1 import market_pb2 as pb
 from gpumarket.v1 import terms_pb2 as terms
 
 BOOK, MATCHES = 100_000, 20_000
-PROVIDERS, ROUNDS, REQUESTS, IN_FLIGHT = 1_000, 5, 2_500, 16
+PROVIDERS, ROUNDS, REQUESTS = 1_000, 5, 2_500
+IN_FLIGHT, IN_FLIGHT_MANY = 16, 64
 DOMAIN = market_domain(31337, Address(b"\x01" * 20))
 CHANNELS = channels_domain(31337, Address(b"\x02" * 20))
 MODELS = [Hash(keccak256(b"%d" % i)) for i in range(20)]
@@ -56,8 +61,11 @@ def run() -> list[dict[str, Any]]:
         {"name": "match_inproc_100k_per_s", "value": in_process(), "unit": "1/s", "compared_with": "a bar of 20,000 on one core"},
         _ratio("match_grpc_quote_ratio_to_echo", rates["quote"], rates["echo_quote"], "bare bidi echo of the same messages, a bar of 0.6"),
         _ratio("match_grpc_ratio_to_echo", rates["order"], rates["echo_order"], "bare bidi echo of the same messages, a bar of 0.35"),
+        _ratio("match_grpc_floor_ratio_to_echo", rates["floor"], rates["echo_order"], "two recovers, a signature, a row; no market"),
+        _ratio("match_grpc_64_ratio_to_echo", rates["order_64"], rates["echo_order_64"], "the same, 64 requests in flight instead of 16"),
         {"name": "match_grpc_echo_per_s", "value": statistics.median(rates["echo_order"]), "unit": "1/s", "compared_with": ""},
         {"name": "match_grpc_per_s", "value": statistics.median(rates["order"]), "unit": "1/s", "compared_with": "match_grpc_echo_per_s"},
+        {"name": "match_grpc_64_per_s", "value": statistics.median(rates["order_64"]), "unit": "1/s", "compared_with": "match_grpc_per_s"},
     ]
 
 
@@ -109,25 +117,32 @@ async def over_grpc() -> dict[str, list[float]]:
         market.open()
         await _fill(market)
         identity = load_identity(Path(folder))
-        orders = _requests(client, hub, market.world.signer.address, 2 + REQUESTS * (ROUNDS + 1))
+        orders = _requests(client, hub, market.world.signer.address, 2 + 2 * REQUESTS * (ROUNDS + 1))
         samples = {"order": await _sample(market, orders[0]), "quote": await _sample(market, _quote(orders[1]))}
         endpoint = await market.listen(identity)
+        settle_memory()
         echoes = {name: await _echo_server(reply, identity) for name, reply in samples.items()}
+        floor, floor_endpoint = await _floor_server(samples["order"], identity, client, journal)
         todo = orders[2:]
-        rates: dict[str, list[float]] = {name: [] for name in ("echo_quote", "quote", "echo_order", "order")}
+        rates: dict[str, list[float]] = {
+            name: [] for name in ("echo_quote", "quote", "echo_order", "order", "floor", "echo_order_64", "order_64")
+        }
         for turn in range(ROUNDS + 1):
-            batch = todo[turn * REQUESTS : (turn + 1) * REQUESTS]
+            batch, more = (todo[at : at + REQUESTS] for at in (2 * turn * REQUESTS, (2 * turn + 1) * REQUESTS))
             quotes = [_quote(request) for request in batch]
-            for name, target, requests in (
-                ("echo_quote", echoes["quote"][1], quotes),
-                ("quote", endpoint, quotes),
-                ("echo_order", echoes["order"][1], batch),
-                ("order", endpoint, batch),
+            for name, target, requests, in_flight in (
+                ("echo_quote", echoes["quote"][1], quotes, IN_FLIGHT),
+                ("quote", endpoint, quotes, IN_FLIGHT),
+                ("echo_order", echoes["order"][1], batch, IN_FLIGHT),
+                ("order", endpoint, batch, IN_FLIGHT),
+                ("floor", floor_endpoint, batch, IN_FLIGHT),
+                ("echo_order_64", echoes["order"][1], more, IN_FLIGHT_MANY),
+                ("order_64", endpoint, more, IN_FLIGHT_MANY),
             ):
-                rate = await _client(Path(folder), target, requests)
+                rate = await _client(Path(folder), target, requests, in_flight)
                 if turn:  # the first round warms up
                     rates[name].append(rate)
-        for server, _ in echoes.values():
+        for server in (floor, *(server for server, _ in echoes.values())):
             await server.stop(None)
         await market.close()
         await journal.close()
@@ -229,7 +244,37 @@ async def _echo_server(reply: pb.MatchReply, identity: Any) -> tuple[grpc.aio.Se
         async for _ in request_iterator:
             yield reply
 
-    handler = grpc.stream_stream_rpc_method_handler(echo, pb.MatchRequest.FromString, pb.MatchReply.SerializeToString)
+    return await _serve(echo, identity)
+
+
+async def _floor_server(reply: pb.MatchReply, identity: Any, key: LocalKey, journal: Journal) -> tuple[grpc.aio.Server, str]:
+    """Answers with a ready reply, after the signatures and the commit that every order needs."""
+    lease, ready = reply.granted.lease.SerializeToString(), list[bytes]()
+    table = Table("floor", MetaData(), Column("id", Integer, primary_key=True), Column("lease", LargeBinary, nullable=False))
+    await journal.transact(table.metadata.create_all)
+
+    async def floor(request_iterator: Any, context: Any) -> None:
+        committing: asyncio.Task[None] | None = None
+        while isinstance(request := await context.read(), pb.MatchRequest):
+            recover(keccak256(request.order.spec.job_id), request.order.signature)
+            recover(keccak256(request.voucher.voucher.cumulative), request.voucher.signature)
+            ready.append(lease + key.sign_digest(keccak256(request.order.spec.job_id)))
+            if committing is None or committing.done():
+                committing = asyncio.create_task(commit(context))
+
+    async def commit(context: Any) -> None:
+        await asyncio.sleep(0)
+        while ready:
+            rows, ready[:] = [{"lease": row} for row in ready], []
+            await journal.transact(lambda connection, rows=rows: connection.execute(insert(table), rows))  # type: ignore[misc]
+            for _ in rows:
+                await context.write(reply)
+
+    return await _serve(floor, identity)
+
+
+async def _serve(behaviour: Any, identity: Any) -> tuple[grpc.aio.Server, str]:
+    handler = grpc.stream_stream_rpc_method_handler(behaviour, pb.MatchRequest.FromString, pb.MatchReply.SerializeToString)
     server = grpc.aio.server()
     server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("gpumarket.v1.Market", {"Match": handler}),))
     port = server.add_secure_port("127.0.0.1:0", identity.credentials())
@@ -237,10 +282,10 @@ async def _echo_server(reply: pb.MatchReply, identity: Any) -> tuple[grpc.aio.Se
     return server, f"127.0.0.1:{port}"
 
 
-async def _client(folder: Path, endpoint: str, requests: list[bytes]) -> float:
+async def _client(folder: Path, endpoint: str, requests: list[bytes], in_flight: int) -> float:
     """Requests per second that another process gets answered."""
     plan = folder / "plan"
-    plan.write_bytes(pickle.dumps((endpoint, (folder / "tls.crt").read_bytes(), requests)))
+    plan.write_bytes(pickle.dumps((endpoint, (folder / "tls.crt").read_bytes(), requests, in_flight)))
     process = await asyncio.create_subprocess_exec(sys.executable, __file__, "client", str(plan), stdout=subprocess.PIPE)
     out, _ = await process.communicate()
     assert process.returncode == 0
@@ -248,15 +293,15 @@ async def _client(folder: Path, endpoint: str, requests: list[bytes]) -> float:
 
 
 async def _drive(plan: Path) -> float:
-    endpoint, certificate, requests = pickle.loads(await asyncio.to_thread(plan.read_bytes))
+    endpoint, certificate, requests, in_flight = pickle.loads(await asyncio.to_thread(plan.read_bytes))
     options = [("grpc.ssl_target_name_override", SERVER_NAME)]
     async with grpc.aio.secure_channel(endpoint, grpc.ssl_channel_credentials(certificate), options=options) as channel:
         call = channel.stream_stream("/gpumarket.v1.Market/Match")()
-        for request in requests[:IN_FLIGHT]:
+        for request in requests[:in_flight]:
             await call.write(request)
         reply = await call.read()
         started = time.perf_counter()
-        for request in requests[IN_FLIGHT:]:
+        for request in requests[in_flight:]:
             await call.write(request)
             reply = await call.read()
             assert len(reply) > 20
@@ -264,7 +309,7 @@ async def _drive(plan: Path) -> float:
         kind = pb.MatchReply.FromString(reply).WhichOneof("result")
         assert kind in ("granted", "quote"), reply
         call.cancel()
-    return (len(requests) - IN_FLIGHT) / seconds
+    return (len(requests) - in_flight) / seconds
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +35,13 @@ _GAS_PRICE = 10**10
 Account.enable_unaudited_hdwallet_features()
 
 
+@dataclass(frozen=True)
+class StandIn:
+    """A contract's address for which the chain lets tests send: what the contract may do can be tried without leading it there."""
+
+    address: str
+
+
 @dataclass
 class Chain:
     """Everything a test needs: connection, contracts, accounts by name."""
@@ -45,17 +53,17 @@ class Chain:
     registry: Any
     channels: Any
     accounts: list[LocalAccount]
-    disputes: LocalAccount
+    disputes: StandIn
     _errors: dict[str, dict[str, Any]] = field(default_factory=dict)
 
-    def send(self, call: Any, sender: LocalAccount) -> Any:
+    def send(self, call: Any, sender: LocalAccount | StandIn) -> Any:
         """Send a contract call and return its receipt; fails the test when it reverts."""
         options = {"from": sender.address, "gas": _GAS, "gasPrice": _GAS_PRICE}  # given, so that nothing is estimated first
         receipt = self.w3.eth.wait_for_transaction_receipt(call.transact(options), poll_latency=0.002)
         assert receipt["status"] == 1, "the call reverted"
         return receipt
 
-    def refused(self, call: Any, sender: LocalAccount) -> tuple[str, tuple[Any, ...]]:
+    def refused(self, call: Any, sender: LocalAccount | StandIn) -> tuple[str, tuple[Any, ...]]:
         """(error name, arguments) with which the call reverts; fails the test when it does not revert with a custom error."""
         with pytest.raises((ContractCustomError, Web3RPCError)) as caught:
             call.call({"from": sender.address})
@@ -107,9 +115,13 @@ class Chain:
 
     def adopt(self, account: LocalAccount) -> LocalAccount:
         """Give an account coin for gas, and have the chain sign for it."""
-        self.anvil.rpc("anvil_setBalance", account.address, hex(10**20))
-        self.anvil.rpc("anvil_impersonateAccount", account.address)
+        self.let_send(account.address)
         return account
+
+    def let_send(self, address: str) -> None:
+        """Have the chain take transactions from any address, a contract's too."""
+        self.anvil.rpc("anvil_setBalance", address, hex(10**20))
+        self.anvil.rpc("anvil_impersonateAccount", address)
 
     def balance(self, who: str) -> int:
         """Tokens of an address."""
@@ -153,23 +165,31 @@ def selector(entry: dict[str, Any]) -> str:
     return "0x" + Web3.keccak(text=signature(entry))[:4].hex()
 
 
-async def _deploy(url: str, account: LocalAccount, disputes: str) -> AddressBook:
+async def _deploy(url: str, account: LocalAccount) -> AddressBook:
     w3 = AsyncWeb3(AsyncHTTPProvider(url))
     try:
-        return await deploy(w3, account, unbonding_delay_s=UNBONDING_SECONDS, close_window_s=CLOSE_WINDOW_SECONDS, disputes=disputes)
+        return await deploy(w3, account, unbonding_delay_s=UNBONDING_SECONDS, close_window_s=CLOSE_WINDOW_SECONDS)
     finally:
         await w3.provider.disconnect()
 
 
 @pytest.fixture(scope="module")
 def contracts_chain() -> Iterator[Chain]:
-    """A chain that mines each transaction at once, with the contracts deployed; accounts[1..4] hold tokens, accounts[9] plays Disputes."""
+    """See `market_chain`."""
+    with market_chain() as chain:
+        yield chain
+
+
+@contextmanager
+def market_chain() -> Iterator[Chain]:
+    """A chain that mines each transaction at once, with the contracts deployed; accounts[1..4] hold tokens."""
     accounts = [Account.from_mnemonic(DEV_MNEMONIC, account_path=f"m/44'/60'/0'/0/{i}") for i in range(10)]
     with Anvil.start(block_time=None) as anvil:
-        book = asyncio.run(_deploy(anvil.url, accounts[0], accounts[9].address))
+        book = asyncio.run(_deploy(anvil.url, accounts[0]))
         w3 = Web3(HTTPProvider(anvil.url))
         at = {name: w3.eth.contract(address=w3.to_checksum_address(address), abi=artifact(name).abi) for name, address in _addresses(book)}
-        chain = Chain(anvil, w3, book, at["MarketToken"], at["StakeRegistry"], at["PaymentChannels"], accounts, accounts[9])
+        chain = Chain(anvil, w3, book, at["MarketToken"], at["StakeRegistry"], at["PaymentChannels"], accounts, StandIn(book.disputes))
+        chain.let_send(book.disputes)
         for account in accounts[1:5]:
             chain.rich(account)
         yield chain

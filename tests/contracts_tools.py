@@ -22,7 +22,7 @@ def tools() -> dict[str, str]:
     assert npm, "npm is missing: pip install 'gpumarket[testnet]' brings it"
     with (CONTRACTS / "package.json").open() as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)  # several test processes may come here at once
-        if not (CONTRACTS / "node_modules" / "solc").is_dir():
+        if not all((CONTRACTS / "node_modules" / name).is_dir() for name in ("solc", "@foundry-rs/cast")):
             done = subprocess.run([npm, *NPM_INSTALL], cwd=CONTRACTS, env=env, capture_output=True, text=True, timeout=300)
             assert done.returncode == 0, done.stderr
     return env

@@ -43,8 +43,14 @@ def make_offer(
 
 
 def settings(folder: Path, name: str, **changes: Any) -> P2PSettings:
-    defaults: dict[str, Any] = {"start_seconds_max": PATIENCE_SECONDS, "announce_seconds": 3.0, "resync_seconds": 3.0}
-    return P2PSettings(folder / f"{name}.key", CHAIN_ID, REGISTRY, **{**defaults, **changes})
+    defaults: dict[str, Any] = {
+        "chain_id": CHAIN_ID,
+        "registry": REGISTRY,
+        "start_seconds_max": PATIENCE_SECONDS,
+        "announce_seconds": 3.0,
+        "resync_seconds": 3.0,
+    }
+    return P2PSettings(folder / f"{name}.key", **{**defaults, **changes})
 
 
 @asynccontextmanager

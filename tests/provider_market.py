@@ -16,7 +16,7 @@ from node_fixtures import CHAIN_ID, CHANNEL, DOMAIN, PROVIDER, SCHEDULER, Channe
 from gpumarket.core.codec import CallGuard, from_proto, open_offer, open_receipt, voucher_proto
 from gpumarket.core.errors import GpumarketError
 from gpumarket.core.ports import SystemClock, SystemRandom
-from gpumarket.core.rpc import ServerIdentity, from_rpc, load_identity, open_channel
+from gpumarket.core.rpc import ServerIdentity, abort, from_rpc, load_identity, open_channel
 from gpumarket.core.signing import channels_domain
 from gpumarket.core.terms import Ack, Lease, Receipt, Task, Voucher
 from gpumarket.core.units import Address, Hash, Money, money_bytes
@@ -47,6 +47,7 @@ PATIENCE_SECONDS = 20.0
 class View:
     channels: dict[Hash, Any] = field(default_factory=dict)
     nodes: dict[Address, Any] = field(default_factory=dict)
+    trouble: str = ""
 
 
 @dataclass
@@ -138,6 +139,8 @@ class FakeScheduler(MarketServicer):
         self.guard = CallGuard(DOMAIN, SCHEDULER.address, SystemClock())
         self.claims: list[tuple[Receipt, Ack | None]] = []
         self.states: list[int] = []
+        self.failures: list[GpumarketError] = []
+        """Of the next claims, before any is taken."""
         """Answers to give, in order; OWED when there is none left."""
         self.billed: set[bytes] = set()
         self.vouchered = 0
@@ -153,6 +156,8 @@ class FakeScheduler(MarketServicer):
         lease = from_proto(Lease, body.lease.lease)
         receipt = open_receipt(DOMAIN, body.receipt, PROVIDER.address)
         ack = from_proto(Ack, body.last_ack.ack) if body.HasField("last_ack") else None
+        if self.failures:
+            await abort(context, self.failures.pop(0))
         self.claims.append((receipt, ack))
         state = self.states.pop(0) if self.states else market.CLAIM_STATE_OWED
         reply = market.ClaimReply(state=market.ClaimState.ValueType(state))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import os
 from collections.abc import AsyncIterator
@@ -139,6 +141,8 @@ class ScriptedProvider(provider_pb2_grpc.ProviderServicer):
         self.honest_gpu = honest_gpu
         self.endpoint = ""
         self.sequence = 0
+        self.held: list[terms.SignedVoucher] = []
+        self.seeds: list[bytes] = []
         self.call: Any = None
         self._server: grpc.aio.Server | None = None
         self._channel: grpc.aio.Channel | None = None
@@ -149,12 +153,17 @@ class ScriptedProvider(provider_pb2_grpc.ProviderServicer):
 
     async def ProveGpu(self, request_iterator: Any, context: Any) -> Any:  # type: ignore[override]
         first = (await context.read()).seed
-        rows = gpu_proof.product(first.seed, first.size, first.repeats)
+        self.seeds.append(first.seed)
+        kept = gpu_proof.products(first.seed, first.size, first.repeats, first.keep)
+        rows = kept[first.repeats]
         if not self.honest_gpu:
             rows = rows * 1.01
         root, tree = gpu_proof.commit(rows)
         await context.write(provider_pb2.GpuAnswer(commitment=provider_pb2.GpuCommitment(root=root, gpu_class="CPU")))
-        opening = (await context.read()).opening
+        while (message := await context.read()).HasField("read"):
+            read = [kept[link][row].tobytes() for link, row in zip(message.read.links, message.read.rows, strict=True)]
+            await context.write(provider_pb2.GpuAnswer(kept=provider_pb2.GpuKept(rows=read)))
+        opening = message.opening
         opened = [
             provider_pb2.GpuRow(index=r.index, values=r.values, path=r.path) for r in gpu_proof.open_rows(rows, tree, list(opening.rows))
         ]
@@ -178,15 +187,20 @@ class ScriptedProvider(provider_pb2_grpc.ProviderServicer):
     async def GetManifest(self, request: Any, context: Any) -> Any:
         raise AssertionError("the scheduler reads no manifests")
 
+    async def TakeEvidence(self, request: Any, context: Any) -> Any:
+        raise AssertionError("the scheduler shows no evidence")
+
     async def GetBlob(self, request: Any, context: Any) -> Any:  # type: ignore[override]
         raise AssertionError("the scheduler reads no blobs")
 
-    def offer(self, clock: HandClock, *, price: int = PRICE, model: Hash = MODEL) -> terms.SignedOffer:
+    def offer(
+        self, clock: HandClock, *, price: int = PRICE, model: Hash = MODEL, seconds: int = 10**6, text: bool = False
+    ) -> terms.SignedOffer:
         self.sequence += 1
         sale = terms.ModelOffer(
             model=model,
             name="m",
-            task=terms.TASK_EMBED,
+            task=terms.TASK_GENERATE if text else terms.TASK_EMBED,
             prompt_price_per_mtok=money_bytes(price),
             profile=PROFILE,
             max_input_tokens=512,
@@ -198,7 +212,7 @@ class ScriptedProvider(provider_pb2_grpc.ProviderServicer):
             gpus=[terms.GpuClaim(gpu_class="CPU", vram_bytes=2**30)],
             models=[sale],
             sequence=self.sequence,
-            expires_at=clock.now() + 10**6,
+            expires_at=clock.now() + seconds,
             checks=True,
             capacity=8,
         )
@@ -207,6 +221,11 @@ class ScriptedProvider(provider_pb2_grpc.ProviderServicer):
     async def greet(self, market: Market, clock: HandClock, **changes: Any) -> None:
         """Hello and one load, then down messages until jobs may come."""
         self._channel = await open_channel(market.endpoint, load_identity(market.settings.state).key_hash)
+        await self.say_hello(clock, **changes)
+
+    async def say_hello(self, clock: HandClock, **changes: Any) -> None:
+        """A heartbeat stream on the connection that there is."""
+        assert self._channel is not None
         stub = market_pb2_grpc.MarketStub(self._channel)
         self.call = stub.Heartbeat()  # type: ignore[call-arg]
         hello = signed_call(
@@ -219,7 +238,10 @@ class ScriptedProvider(provider_pb2_grpc.ProviderServicer):
             Hash(SystemRandom().token(32)),
         )
         await self.call.write(pb.HeartbeatUp(hello=hello))
-        await self.beat()
+        with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # a refused hello ends the stream: `told` meets it
+            if self.held:
+                await self.call.write(pb.HeartbeatUp(held=pb.Holdings(vouchers=self.held)))
+            await self.beat()
 
     async def beat(self, free: int = 8) -> None:
         await self.call.write(pb.HeartbeatUp(load=pb.Load(free=free, warm=[MODEL])))
@@ -397,6 +419,8 @@ def deliver(
     job.receipt = signed_receipt(provider, DOMAIN, receipt)
 
 
-def claim_call(provider: LocalKey, clock: HandClock, job: Bought, ack: terms.SignedAck | None) -> terms.SignedCall:
-    body = pb.ClaimRequest(lease=job.signed_lease, receipt=job.receipt, last_ack=ack)
+def claim_call(
+    provider: LocalKey, clock: HandClock, job: Bought, ack: terms.SignedAck | None, held: terms.SignedVoucher | None = None
+) -> terms.SignedCall:
+    body = pb.ClaimRequest(lease=job.signed_lease, receipt=job.receipt, last_ack=ack, held=held)
     return signed_call(provider, DOMAIN, "Market/Claim", body, SCHEDULER.address, clock.now(), Hash(SystemRandom().token(32)))

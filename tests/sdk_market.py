@@ -78,6 +78,7 @@ class Channel:
     claimed: int = 0
     closes_at: int = 0
     closed: bool = False
+    signer: Address = CLIENT.address
 
 
 class MemoryChain:
@@ -92,6 +93,8 @@ class MemoryChain:
         self.channels: dict[Hash, Any] = {}
         self.money = balance
         self.opened: dict[str, Hash] = {}
+        self.close_fails: Exception | None = None
+        """Raised by the next cooperative close."""
 
     async def refresh(self) -> None: ...
 
@@ -113,6 +116,9 @@ class MemoryChain:
         self.channels[channel].deposit += amount
 
     async def cooperative_close(self, channel: Hash, cumulative: Money, payee_signature: bytes) -> None:
+        if (failure := self.close_fails) is not None:
+            self.close_fails = None
+            raise failure
         self.channels[channel].closed = True
         self.money += self.channels[channel].deposit - cumulative
 
@@ -144,6 +150,8 @@ class FakeProvider(pgrpc.ProviderServicer):
     checks: bool = True
     models: tuple[Any, ...] = (sdk_models.EMBED, sdk_models.CHAT)
     dies_after_items: int | None = None
+    silent_after_items: int | None = None
+    """From then on the call stays open and nothing comes: no frame, no receipt, no error."""
     busy: bool = False
     wrong_numbers: float = 0.0
     change_receipt: Callable[[Receipt], Receipt] = lambda r: r
@@ -194,6 +202,9 @@ class FakeProvider(pgrpc.ProviderServicer):
 
     async def GetReceipt(self, request: pb.SignedCall, context: Any) -> pb.SignedReceipt:
         await rpc.abort(context, GpumarketError("no receipt is kept here"))
+
+    async def TakeEvidence(self, request: pb.SignedCall, context: Any) -> ppb.EvidenceTaken:
+        await rpc.abort(context, GpumarketError("no panel sits here"))
 
     async def ProveGpu(self, requests: Any, context: Any) -> AsyncIterator[ppb.GpuAnswer]:
         await rpc.abort(context, GpumarketError("there is no GPU here"))
@@ -291,6 +302,10 @@ class _Attempt:
         for index, (item, cost) in enumerate(todo):
             if self.provider.dies_after_items is not None and index == self.provider.dies_after_items:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "killed")
+            if index == self.provider.silent_after_items:
+                if batch:
+                    yield self._frame(batch, units)
+                await asyncio.Event().wait()
             while units + cost - self.acked > self.lease.window_units and units > self.acked:
                 if batch:
                     yield self._frame(batch, units)
@@ -346,13 +361,16 @@ class Job:
 class FakeScheduler(mgrpc.MarketServicer):
     """A scheduler: takes the first provider that fits, in the order they joined."""
 
-    def __init__(self, chain: MemoryChain, window: int = 8) -> None:
-        self.key = LocalKey(keccak256(b"sdk scheduler"))
+    def __init__(self, chain: MemoryChain, window: int = 8, name: str = "scheduler") -> None:
+        self.name, self.key = name, LocalKey(keccak256(b"sdk " + name.encode()))
         self.chain, self.window = chain, window
         self.providers: list[FakeProvider] = []
         self.guard = CallGuard(DOMAIN, self.key.address, SystemClock())
         self.jobs: dict[bytes, Job] = {}
         self.vouchers: dict[bytes, int] = {}
+        self.newest: dict[bytes, pb.SignedVoucher] = {}
+        self.came: list[int] = []
+        """Vouchers' amounts in the order in which orders brought them."""
         self.used: dict[bytes, int] = {}
         self.reports: list[mpb.ReportRequest] = []
         self.retries: list[mpb.RetryRequest] = []
@@ -409,8 +427,10 @@ class FakeScheduler(mgrpc.MarketServicer):
             verify_voucher(CHANNELS_DOMAIN, voucher.channel, voucher.cumulative, request.voucher.signature, entry.payer)
             if voucher.cumulative > entry.deposit:
                 raise FundsError("a voucher above the deposit")
-            assert voucher.cumulative >= self.vouchers.get(channel, 0)
-            self.vouchers[channel] = voucher.cumulative
+            self.came.append(voucher.cumulative)
+            if voucher.cumulative > self.vouchers.get(channel, 0):  # else one sent again, or overtaken on the way: not taken, as by ours
+                self.vouchers[channel] = voucher.cumulative
+                self.newest[channel] = request.voucher
         free = self.vouchers.get(channel, 0) - self.used.get(channel, 0) - self._open(channel)
         if free < spec.max_amount:
             raise OutOfFunds(f"the voucher covers {free}, the job needs {spec.max_amount}")
@@ -488,6 +508,7 @@ class FakeScheduler(mgrpc.MarketServicer):
             voucher=money_bytes(self.vouchers.get(channel, 0)),
             used=money_bytes(self.used.get(channel, 0)),
             open=money_bytes(self._open(channel)),
+            newest=self.newest.get(channel),
         )
 
     async def Retry(self, call: pb.SignedCall, context: Any) -> mpb.MatchReply:
@@ -534,7 +555,7 @@ class FakeScheduler(mgrpc.MarketServicer):
     async def WatchOffers(self, request: mpb.WatchRequest, context: Any) -> AsyncIterator[mpb.OfferEvent]:
         for revision, provider in enumerate(self.providers, 1):
             if not request.model or request.model in {m.digest for m in provider.models}:
-                yield mpb.OfferEvent(revision=revision, offer=provider.offer, reputation_ppm=500_000)
+                yield mpb.OfferEvent(revision=revision, offer=provider.offer, reputation_ppm=500_000, proven_mflops=1_234)
         yield mpb.OfferEvent(revision=len(self.providers), synced=True)
         await asyncio.Event().wait()
 
@@ -552,7 +573,8 @@ class FakeScheduler(mgrpc.MarketServicer):
         await rpc.abort(context, GpumarketError("vouchers come with orders here"))
 
     async def Explain(self, order: pb.JobOrder, context: Any) -> mpb.Explanation:
-        open_order(DOMAIN, order)
+        open_order(DOMAIN, order, check_signature=False)
+        assert not order.signature, "a signed order is nothing to hand out with a question"
         return mpb.Explanation(considered=len(self.providers))
 
 
@@ -565,6 +587,8 @@ class FakeMarket:
     scheduler: FakeScheduler
     folder: Path
     servers: list[grpc.aio.Server] = field(default_factory=list)
+    served: dict[str, grpc.aio.Server] = field(default_factory=dict)
+    """Servers by their endpoint."""
 
     async def add(self, provider: FakeProvider) -> FakeProvider:
         provider.endpoint, provider.tls_key_hash = await self._serve(
@@ -575,10 +599,23 @@ class FakeMarket:
         self.chain.nodes[address] = Node(address, provider.owner_address, 1, 10 * TOKEN, provider.tls_key_hash, provider.endpoint)
         return provider
 
-    async def start(self) -> None:
-        endpoint, key_hash = await self._serve("scheduler", lambda server: mgrpc.add_MarketServicer_to_server(self.scheduler, server))
-        address = self.scheduler.key.address
-        self.chain.nodes[address] = Node(address, address, 2, 100 * TOKEN, key_hash, endpoint)
+    async def start(self, scheduler: FakeScheduler | None = None, stake: int = 100 * TOKEN) -> None:
+        """Serve a scheduler (None: the market's own), and register where."""
+        served = scheduler or self.scheduler
+        endpoint, key_hash = await self._serve(served.name, lambda server: mgrpc.add_MarketServicer_to_server(served, server))
+        self.chain.nodes[served.key.address] = Node(served.key.address, served.key.address, 2, stake, key_hash, endpoint)
+
+    async def another(self, stake: int = 50 * TOKEN) -> FakeScheduler:
+        """A second scheduler, of a smaller stake, to which the same providers belong."""
+        second = FakeScheduler(self.chain, self.scheduler.window, "second scheduler")
+        second.providers = self.scheduler.providers
+        await self.start(second, stake)
+        return second
+
+    async def stop(self, scheduler: FakeScheduler) -> None:
+        """As if it died: its server is gone, its registration stays."""
+        port = self.chain.nodes[scheduler.key.address].endpoint
+        await self.served[port].stop(None)
 
     async def _serve(self, name: str, add: Callable[[grpc.aio.Server], None]) -> tuple[str, Hash]:
         identity = rpc.load_identity(self.folder / name)
@@ -587,6 +624,7 @@ class FakeMarket:
         port = server.add_secure_port("127.0.0.1:0", identity.credentials())
         await server.start()
         self.servers.append(server)
+        self.served[f"127.0.0.1:{port}"] = server
         return f"127.0.0.1:{port}", identity.key_hash
 
 

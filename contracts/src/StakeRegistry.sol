@@ -5,6 +5,7 @@ import {IERC20} from "@openzeppelin/contracts/token/ERC20/IERC20.sol";
 import {SafeERC20} from "@openzeppelin/contracts/token/ERC20/utils/SafeERC20.sol";
 import {Math} from "@openzeppelin/contracts/utils/math/Math.sol";
 import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/ReentrancyGuardTransient.sol";
+import {EntryGate} from "./entry/EntryGate.sol";
 
 /// @title StakeRegistry: who may offer, under which keys, and with what at stake
 /// @notice A node has two keys. The operator is the hot key of a daemon: it publishes the node's roles and addresses and can never move
@@ -15,8 +16,9 @@ import {ReentrancyGuardTransient} from "@openzeppelin/contracts/utils/Reentrancy
 /// - stake leaves only to the owner's choice after `unbondingDelay`, or by `slash`, and a slash takes no more than was locked before;
 /// - stake that is unbonding can still be locked and slashed; locked stake cannot be withdrawn;
 /// - only `disputes`, fixed at deployment, locks, unlocks and slashes; where it is zero nobody can;
-/// - the events alone suffice to rebuild every field; nobody owns, pauses or upgrades this contract.
-contract StakeRegistry is ReentrancyGuardTransient {
+/// - the events alone suffice to rebuild every field; nobody owns or upgrades this contract; a guardian may pause `stake` (see EntryGate) and nothing
+/// else.
+contract StakeRegistry is ReentrancyGuardTransient, EntryGate {
     using SafeERC20 for IERC20;
 
     /// @notice All that is known of a node. `stake` and `unbonding` are disjoint; `locked` is at most their sum.
@@ -46,9 +48,6 @@ contract StakeRegistry is ReentrancyGuardTransient {
     uint40 public constant UNBONDING_DELAY_MAX = 365 days;
 
     uint8 private constant ROLES_ALL = ROLE_PROVIDER | ROLE_SCHEDULER | ROLE_VERIFIER;
-
-    /// @notice The ERC-20 that is staked.
-    IERC20 public immutable token;
 
     /// @notice The only address that may lock, unlock and slash; zero: nobody.
     address public immutable disputes;
@@ -85,8 +84,6 @@ contract StakeRegistry is ReentrancyGuardTransient {
         address indexed operator, address indexed to, uint96 amount, uint96 stake, uint96 unbonding, uint96 locked
     );
 
-    /// @notice The token address holds no code.
-    error InvalidToken(address token);
     /// @notice The unbonding delay is zero or longer than `UNBONDING_DELAY_MAX`.
     error InvalidUnbondingDelay(uint40 unbondingDelay);
     /// @notice No role, or one that does not exist.
@@ -119,8 +116,6 @@ contract StakeRegistry is ReentrancyGuardTransient {
     error StillUnbonding(address operator, uint40 availableAt);
     /// @notice Open disputes hold all that is left.
     error StakeLocked(address operator, uint96 locked);
-    /// @notice The token delivered another amount than was asked (fee on transfer): such tokens cannot be staked.
-    error UnexpectedDeposit(uint256 expected, uint256 received);
     /// @notice The recipient is zero or this contract.
     error InvalidRecipient(address to);
 
@@ -132,12 +127,20 @@ contract StakeRegistry is ReentrancyGuardTransient {
     /// @param token_ The ERC-20 that is staked: exact transfers only, no rebasing.
     /// @param disputes_ Who may lock and slash; zero for nobody.
     /// @param unbondingDelay_ Seconds, 1 to `UNBONDING_DELAY_MAX`.
-    constructor(IERC20 token_, address disputes_, uint40 unbondingDelay_) {
-        if (address(token_).code.length == 0) revert InvalidToken(address(token_));
+    /// @param guardian_ Who may pause `stake`; zero for nobody.
+    /// @param stakeMax_ The most that one node may hold, bonded and unbonding, base units; zero for no limit.
+    /// @param totalMax_ The most that this contract may hold, base units; zero for no limit.
+    constructor(
+        IERC20 token_,
+        address disputes_,
+        uint40 unbondingDelay_,
+        address guardian_,
+        uint96 stakeMax_,
+        uint256 totalMax_
+    ) EntryGate(token_, guardian_, stakeMax_, totalMax_) {
         if (unbondingDelay_ == 0 || unbondingDelay_ > UNBONDING_DELAY_MAX) {
             revert InvalidUnbondingDelay(unbondingDelay_);
         }
-        token = token_;
         disputes = disputes_;
         unbondingDelay = unbondingDelay_;
     }
@@ -191,7 +194,7 @@ contract StakeRegistry is ReentrancyGuardTransient {
     /// @notice Adds the caller's tokens to a registered node's stake. They become the owner's: this is no loan.
     /// @dev `stakedSince` moves towards now by the amount's share, rounded up, so that fresh stake never looks seasoned and a stranger's
     /// dust costs a node's seniority one second at most.
-    function stake(address operator, uint96 amount) external nonReentrant {
+    function stake(address operator, uint96 amount) external nonReentrant whileEntryIsOpen {
         Node storage node_ = _nodes[operator];
         if (node_.roles == 0) revert NotRegistered(operator);
         if (amount == 0) revert ZeroAmount();
@@ -200,7 +203,7 @@ contract StakeRegistry is ReentrancyGuardTransient {
         since += uint40(Math.mulDiv(block.timestamp - since, amount, total, Math.Rounding.Ceil));
         (node_.stake, node_.stakedSince) = (total, since);
         emit Staked(operator, msg.sender, amount, total, since);
-        _pull(amount);
+        _takeIn(amount, uint256(total) + node_.unbonding);
     }
 
     /// @notice The owner starts taking `amount` out. The delay counts anew for all that is unbonding.
@@ -272,6 +275,12 @@ contract StakeRegistry is ReentrancyGuardTransient {
         return _nodes[operator];
     }
 
+    /// @notice Owner and roles of a node, in one read: zero for an address that never registered.
+    function identity(address operator) external view returns (address owner, uint8 roles) {
+        Node storage node_ = _nodes[operator];
+        return (node_.owner, node_.roles);
+    }
+
     /// @notice Base units of a node, bonded or unbonding, that no dispute holds.
     function lockable(address operator) public view returns (uint256) {
         Node storage node_ = _nodes[operator];
@@ -310,12 +319,5 @@ contract StakeRegistry is ReentrancyGuardTransient {
         if (amount > locked) revert InsufficientStake(operator, amount, locked);
         locked -= amount;
         _nodes[operator].locked = locked;
-    }
-
-    function _pull(uint96 amount) private {
-        uint256 before = token.balanceOf(address(this));
-        token.safeTransferFrom(msg.sender, address(this), amount);
-        uint256 received = token.balanceOf(address(this)) - before;
-        if (received != amount) revert UnexpectedDeposit(amount, received);
     }
 }

@@ -10,7 +10,10 @@ import {Base} from "./Base.sol";
 contract ChannelsHandler is Base {
     uint256[3] private keys = [uint256(0xA1), 0xA2, 0xA3];
     uint256[2] private payeeKeys = [uint256(0xB1), 0xB2];
-    uint40 private constant WINDOW = 600;
+    uint40 public constant WINDOW = 600;
+    uint96 private constant POSITION_MAX = 5e19;
+    uint256 private constant TOTAL_MAX = 4e20;
+    address private constant GUARDIAN = address(0x6A);
 
     MarketToken public token;
     PaymentChannels public channels;
@@ -20,16 +23,18 @@ contract ChannelsHandler is Base {
     mapping(bytes32 => uint96) public signed; // highest voucher or push of each channel
     mapping(bytes32 => uint96) public claimed; // as last seen
     mapping(bytes32 => bool) public closed;
-    uint256 public paidIn;
     bool public claimedFell;
     bool public forged;
     bool public paidAboveSigned;
+    bool public letInWrongly;
+    bool public keptOutWrongly;
+    bool public intruded;
 
     constructor() {
         vm.chainId(31337);
         vm.warp(1_000_000);
         token = new MarketToken();
-        channels = new PaymentChannels(IERC20(address(token)), WINDOW);
+        channels = new PaymentChannels(IERC20(address(token)), WINDOW, GUARDIAN, POSITION_MAX, TOTAL_MAX);
         for (uint256 i = 0; i < keys.length; ++i) {
             _fund(token, vm.addr(keys[i]), address(channels), 100);
         }
@@ -61,24 +66,60 @@ contract ChannelsHandler is Base {
     function open(uint256 who, uint256 to, uint96 amount) external watched {
         if (ids.length > 12) return;
         (who, to) = (who % 3, to % 2);
-        amount = uint96(_bound(amount, 1, 1e20));
+        amount = uint96(_bound(amount, 1, POSITION_MAX + POSITION_MAX / 8));
+        bool allowed = _mayEnter(amount, amount);
         vm.prank(vm.addr(keys[who]));
-        bytes32 id =
-            channels.open(vm.addr(payeeKeys[to]), vm.addr(keys[who]), amount, uint40(block.timestamp) + 1 days);
-        ids.push(id);
-        (ownerOf[id], payeeOf[id]) = (who, to);
-        paidIn += amount;
+        try channels.open(
+            vm.addr(payeeKeys[to]), vm.addr(keys[who]), amount, uint40(block.timestamp) + 1 days
+        ) returns (bytes32 id) {
+            if (!allowed) letInWrongly = true;
+            ids.push(id);
+            (ownerOf[id], payeeOf[id]) = (who, to);
+        } catch {
+            if (allowed) keptOutWrongly = true;
+        }
     }
 
     function topUp(uint256 pick, uint96 amount) external watched {
         (bool ok, bytes32 id) = _pick(pick);
         PaymentChannels.Channel memory c = channels.channel(id);
         if (!ok || c.closesAt != 0) return;
-        amount = uint96(_bound(amount, 1, 1e20));
+        amount = uint96(_bound(amount, 1, POSITION_MAX));
         uint40 expiresAt = c.expiresAt > block.timestamp ? c.expiresAt : uint40(block.timestamp) + 1;
+        bool allowed = _mayEnter(amount, uint256(c.deposit) - c.claimed + amount);
         vm.prank(c.payer);
-        channels.topUp(id, amount, expiresAt);
-        paidIn += amount;
+        try channels.topUp(id, amount, expiresAt) {
+            if (!allowed) letInWrongly = true;
+        } catch {
+            if (allowed) keptOutWrongly = true;
+        }
+    }
+
+    function pause(bool paused) external watched {
+        vm.prank(GUARDIAN);
+        channels.pauseEntry(paused);
+    }
+
+    /// A stranger tries every move that belongs to somebody.
+    function intrude(uint256 pick, uint160 who) external watched {
+        (bool ok, bytes32 id) = _pick(pick);
+        if (!ok) return;
+        address stranger = address(uint160(_bound(who, 0x1000, type(uint128).max)));
+        (bytes32[] memory one, uint96[] memory amount) = (new bytes32[](1), new uint96[](1));
+        (one[0], amount[0]) = (id, 1);
+        bytes[6] memory moves = [
+            abi.encodeCall(channels.topUp, (id, 0, type(uint40).max)),
+            abi.encodeCall(channels.requestClose, (id)),
+            abi.encodeCall(channels.close, (id)),
+            abi.encodeCall(channels.push, (one, amount)),
+            abi.encodeCall(channels.withdraw, (stranger)),
+            abi.encodeCall(channels.pauseEntry, (true))
+        ];
+        for (uint256 i = 0; i < moves.length; ++i) {
+            vm.prank(stranger);
+            (bool done,) = address(channels).call(moves[i]);
+            if (done) intruded = true;
+        }
     }
 
     function redeem(uint256 pick, uint96 cumulative) external watched {
@@ -174,6 +215,11 @@ contract ChannelsHandler is Base {
         return PaymentChannels.Claim(id, cumulative, r, vs);
     }
 
+    function _mayEnter(uint96 amount, uint256 held) private view returns (bool) {
+        uint256 total = token.balanceOf(address(channels)) + amount;
+        return !channels.entryPaused() && held <= POSITION_MAX && total <= TOTAL_MAX;
+    }
+
     function _note(bytes32 id, uint96 cumulative) private {
         if (cumulative > signed[id]) signed[id] = cumulative;
     }
@@ -211,9 +257,40 @@ contract PaymentChannelsInvariants is Base {
         _true(!handler.claimedFell(), "claimed fell, or a channel came back");
     }
 
-    /// Nobody is paid what its signer did not sign or push.
+    /// Nobody is paid what its signer did not sign or push, and nobody moves what is another's.
     function invariant_no_forgery() public view {
         _true(!handler.forged(), "a forged voucher was paid");
         _true(!handler.paidAboveSigned(), "more was paid than signed");
+        _true(!handler.intruded(), "a stranger's move went through");
+    }
+
+    /// The limits and the pause refuse exactly what they say.
+    function invariant_entry_is_refused_exactly_above_the_limits_and_while_paused() public view {
+        _true(!handler.letInWrongly(), "let in above a limit or while paused");
+        _true(!handler.keptOutWrongly(), "kept out within the limits");
+    }
+
+    /// From every state that was reached, paused or not: every payer and payee gets out, and nothing is left behind.
+    function invariant_liveness_of_exit() public {
+        PaymentChannels channels = handler.channels();
+        uint256 start = block.timestamp;
+        for (uint256 i = 0; i < handler.count(); ++i) {
+            bytes32 id = handler.ids(i);
+            PaymentChannels.Channel memory c = channels.channel(id);
+            if (c.payer == address(0)) continue;
+            vm.startPrank(c.payer);
+            if (c.closesAt == 0) channels.requestClose(id);
+            vm.warp(start + handler.WINDOW());
+            channels.close(id);
+            vm.stopPrank();
+            vm.warp(start);
+        }
+        address[2] memory payees = handler.payees();
+        for (uint256 i = 0; i < 2; ++i) {
+            if (channels.credited(payees[i]) == 0) continue;
+            vm.prank(payees[i]);
+            channels.withdraw(payees[i]);
+        }
+        _eq(handler.token().balanceOf(address(channels)), 0, "left behind");
     }
 }

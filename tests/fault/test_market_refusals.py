@@ -13,8 +13,7 @@ from pathlib import Path
 import pytest
 from fault_market import SLOTS, CliAnswer, FaultMarket, run_cli, until
 
-from gpumarket.testnet.network import SCHEDULER
-from gpumarket.testnet.plan import TINY_LLAMA
+from gpumarket.testnet.plan import SCHEDULER, TINY_LLAMA
 from gpumarket.testnet.ports import free_port
 
 pytestmark = pytest.mark.timeout(600)
@@ -148,7 +147,8 @@ async def test_state_folder_in_use_is_refused(market: FaultMarket) -> None:
 
 
 @pytest.mark.parametrize(
-    ("role", "missing", "extra"), [("provider", "torch", "provider"), ("scheduler", "libp2p", "p2p"), ("scheduler", "alembic", "scheduler")]
+    ("role", "missing", "extra"),
+    [("provider", "torch", "provider"), ("scheduler", "libp2p", "scheduler"), ("scheduler", "alembic", "scheduler")],
 )
 async def test_missing_extra_is_refused_with_what_to_install(market: FaultMarket, role: str, missing: str, extra: str) -> None:
     program = WITHOUT.format(missing={missing})

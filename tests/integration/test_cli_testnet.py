@@ -2,18 +2,31 @@
 
 from __future__ import annotations
 
+import base64
 import json
 import os
 import re
+import sqlite3
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import grpc.aio
 import psutil
 import pytest
+import reliability
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from gpumarket.core import keystore
+from gpumarket.core.rpc import open_channel
+from gpumarket.core.units import hex0x
+from gpumarket.telemetry.metrics import PREFIX
 
 SECONDS = 240
 pytestmark = pytest.mark.timeout(3 * SECONDS)
@@ -74,9 +87,45 @@ def test_run_embeds_and_streams_and_the_jobs_are_in_the_journal(shell: Shell) ->
     assert shell.json("job", "wait", said["job"])["text"] == said["text"]
 
 
+def test_testnet_audit_of_running_roles_holds(shell: Shell) -> None:
+    shell.json("run", "all-MiniLM-L6-v2", "a blue fox")
+    document = shell.json("testnet", "audit", "--dir", str(shell.folder))
+    assert document["holds"] is True
+    assert document["read"] == {"schedulers": ["scheduler"], "providers": ["provider-1"], "clients": ["client"], "left_out": {}}
+    assert document["invariants"]["I6"]["figures"]["jobs"] > 0
+
+
+@pytest.mark.parametrize(("role", "service"), [("scheduler", "gpumarket.v1.Market"), ("provider-1", "gpumarket.v1.Provider")])
+async def test_roles_answer_standard_health_and_reflection(shell: Shell, role: str, service: str) -> None:
+    ready = json.loads((shell.folder / role / "ready.json").read_text())
+    async with await open_channel(ready["endpoint"], bytes.fromhex(ready["tls_key_hash"][2:])) as channel:
+        stub = health_pb2_grpc.HealthStub(channel)
+        for name in ("", service):
+            answer = await stub.Check(health_pb2.HealthCheckRequest(service=name), timeout=SECONDS)
+            assert answer.status == health_pb2.HealthCheckResponse.SERVING, name
+        with pytest.raises(grpc.aio.AioRpcError, match="NOT_FOUND"):
+            await stub.Check(health_pb2.HealthCheckRequest(service="gpumarket.v1.Nothing"), timeout=SECONDS)
+        asking = reflection_pb2_grpc.ServerReflectionStub(channel).ServerReflectionInfo
+        call = asking(iter([reflection_pb2.ServerReflectionRequest(list_services="")]), timeout=SECONDS)
+        listed = {entry.name async for reply in call for entry in reply.list_services_response.service}
+    assert listed == {service, "grpc.health.v1.Health", "grpc.reflection.v1alpha.ServerReflection"}
+
+
+@pytest.mark.parametrize("role", ["scheduler", "provider-1"])
+def test_roles_show_their_metrics_without_prompts_and_are_ready(shell: Shell, role: str) -> None:
+    status = shell.json(role.partition("-")[0], "status", "--state", str(shell.folder / role))
+    with urllib.request.urlopen(f"{status['observe']}/readyz", timeout=SECONDS) as answer:  # anything but 200 raises
+        assert json.loads(answer.read()) == {"ready": True, "reasons": []}
+    with urllib.request.urlopen(f"{status['observe']}/metrics", timeout=SECONDS) as answer:
+        text = answer.read().decode()
+    assert f"{PREFIX}chain_trouble 0.0" in text
+    assert not [secret for secret in ("fox", "hello", status["address"], status["address"][2:]) if secret in text]
+
+
 def test_market_shows_offers_and_explains_a_match(shell: Shell) -> None:
     offers = shell.json("market", "ls", "tiny-llama")
     assert [offer["name"] for offer in offers] == ["tiny-llama"] and offers[0]["gpus"] == ["CPU"]
+    assert offers[0]["proven_mflops"] > 0
     explained = shell.json("market", "explain", "all-MiniLM-L6-v2", "hello")
     assert [c["chosen"] for c in explained["candidates"]] == [True]
 
@@ -135,6 +184,90 @@ def test_provider_of_a_running_testnet_is_asked_to_redeem(shell: Shell) -> None:
     assert len(redeemed) == 1 and redeemed[0]["gas"] > 0
 
 
+def test_payment_key_apart_from_its_owner_buys_within_the_owners_deposit_and_the_days_cap(shell: Shell, tmp_path: Path) -> None:
+    secret = tmp_path / "password"
+    secret.touch(mode=0o600)
+    secret.write_text("a password of its own\n")
+    hot = shell.json("wallet", "create", "--key-file", str(tmp_path / "hot.json"), "--password-file", str(secret))
+    text = Path(shell.config).read_text()
+    keys = shell.folder / "keys"
+    lines = [line for line in text.splitlines() if not line.startswith(("state", "key_file", "password_file"))]
+    own = {"state": tmp_path / "state", "key_file": tmp_path / "hot.json", "password_file": secret, "deposit": "2"}
+    own |= {"owner_key_file": keys / "client.json", "owner_password_file": keys / "client.password"}
+    head = lines.index("[client]") + 1
+    config = tmp_path / "client.toml"
+    config.write_text("\n".join([*lines[:head], *(f'{name} = "{value}"' for name, value in own.items()), *lines[head:]]) + "\n")
+    two = Shell(shell.folder, str(config))
+    error = two.json("run", "all-MiniLM-L6-v2", "too early", code=5)["error"]
+    assert error["code"] == "out_of_funds" and error["hint"].startswith("gpumarket wallet deposit 2")
+    account = two.json("wallet", "deposit", "1")
+    assert (account["address"], account["owner"]) == (hot["address"], hex0x(keystore.address_in(keys / "client.json")))
+    assert account["deposit"] == 3 * 10**18
+    job = two.json("run", "all-MiniLM-L6-v2", "a red fox")
+    assert two.json("wallet", "limit", "0.000000000000000001")["day_left"] == 0
+    error = two.json("run", "all-MiniLM-L6-v2", "a red fox " * 40, code=5)["error"]
+    assert error["code"] == "spend_limit" and "gpumarket wallet limit" in error["hint"]
+    two.json("receipt", "save", job["job"], str(tmp_path / "receipt.json"))
+    proof = shell.json("receipt", "verify", str(tmp_path / "receipt.json"), "--address-book", str(shell.folder / "contracts.json"))
+    assert proof["holds"] and proof["amount"] == job["cost"] and proof["client"] == hot["address"]
+    assert two.json("wallet", "close-channel")["refunded"] == 3 * 10**18 - job["cost"]
+
+
+def test_economics_reads_market_and_chain_and_says_what_is_not_promised(shell: Shell) -> None:
+    found = shell.json("economics")
+    assert {row["model"] for row in found["rows"]} == {"all-MiniLM-L6-v2", "tiny-llama"}
+    assert found["disputes"] and found["check_probability"] == 0.05 and found["not_promised"]
+    assert {row["stake"] for row in found["rows"]} == {200 * 10**18}
+    backed = {row["cheat"]: row for row in found["rows"] if row["stake_behind_job"]}
+    assert {"another, smaller model", "random rows", "int4 weights sold as bf16"} <= backed.keys(), "gross cheats can be slashed"
+    assert not any(row["pays"] for row in backed.values())
+    assert all(row["pays"] for row in found["rows"] if row["cheat"].startswith("fp8")), "no panel slashes fp8: it is said to pay"
+    assert found["check_probability_source"].startswith("p is your own setting")
+    assert "Not promised" in shell.call("economics").stdout
+
+
+def test_secrets_and_prompts_are_in_no_log_argument_or_environment_of_the_roles(shell: Shell) -> None:
+    prompt = "canary zebra quilt 7731 xylophone"
+    shell.json("run", "all-MiniLM-L6-v2", prompt)
+    told = shell.call("run", "all-MiniLM-L6-v2", prompt, "-v", "--max-cost", "0.000000000000000001")
+    assert told.returncode == 5
+    with closing(sqlite3.connect(f"file:{shell.folder}/client/journal.db?mode=ro", uri=True)) as journal:
+        requests = [row[0] for row in journal.execute("SELECT request FROM client_jobs ORDER BY created_at DESC LIMIT 2")]
+    hunted = [prompt.encode(), *requests]  # as text, and as the tokens that are sent for it
+    for file in sorted((shell.folder / "keys").glob("*.password")):
+        key = keystore.load(file.with_suffix(".json"), keystore.read_password(file)).secret
+        hunted += [file.read_bytes().strip(), key, key.hex().encode(), key.hex().upper().encode(), base64.b64encode(key)]
+        hunted += [str(int.from_bytes(key, "big")).encode()]
+    marks = json.loads((shell.folder / "processes.json").read_text())
+    pids = [p.pid for mark in marks if psutil.pid_exists(mark["pid"]) for p in _family(mark["pid"])]
+    places = {Path(f"/proc/{pid}/{what}") for pid in pids for what in ("cmdline", "environ")}
+    places |= {file for file in shell.folder.rglob("*") if file.is_file() and file.parent.name != "keys" and "models" not in file.parts}
+    journals = {file for file in places if file.name.startswith("journal.db")}
+    own = {file for file in journals if file.parent == shell.folder / "client"}  # which resumes jobs from it
+    places -= own
+    found = [(str(place), index) for place in sorted(places) for index, secret in enumerate(hunted) if secret in place.read_bytes()]
+    found += [("command line", index) for index, secret in enumerate(hunted) if secret in (told.stdout + told.stderr).encode()]
+    reliability.record("F56", len(places) * len(hunted), f"{len(found)} hits", "0")
+    reliability.record("I9", len(places) * len(hunted), f"{len(found)} hits", "0")
+    assert found == []
+    assert {file.parent.name for file in journals - own} == {"provider-1"}
+    assert requests and any(requests[0] in file.read_bytes() for file in own), "where it is kept, this hunt finds it"
+    assert len(pids) >= 3 and len(places) > 12
+    assert {mark["name"]: _leaves_no_core(mark["pid"]) for mark in marks if mark["name"] in ("scheduler", "provider-1")} == {
+        "scheduler": True,
+        "provider-1": True,
+    }
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    process = psutil.Process(pid)
+    return [process, *process.children(recursive=True)]
+
+
+def _leaves_no_core(pid: int) -> bool:
+    return re.search(r"Max core file size\s+0\s", Path(f"/proc/{pid}/limits").read_text()) is not None
+
+
 def test_channel_closes_at_what_was_used(shell: Shell) -> None:
     before = shell.json("wallet", "balance")
     refunded = shell.json("wallet", "close-channel")["refunded"]
@@ -154,3 +287,11 @@ def test_testnet_comes_up_again_with_its_chain_keys_and_money(shell: Shell) -> N
     after = shell.json("wallet", "balance")
     assert (after["address"], after["balance"]) == (before["address"], before["balance"])
     assert len(shell.json("run", "all-MiniLM-L6-v2", "still here")["vectors"]) == 1
+
+
+def test_errand_buys_both_kinds_of_work_and_closes_the_channel_at_the_cost(shell: Shell) -> None:
+    done = shell.json("testnet", "errand")
+    assert done["settled"] is True
+    assert [job["model"] for job in done["jobs"]] == ["all-MiniLM-L6-v2", "tiny-llama"]
+    assert float(done["paid"]) > 0 and done["text"]
+    assert shell.json("wallet", "balance")["deposit"] == 0

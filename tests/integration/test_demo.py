@@ -5,37 +5,27 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import psutil
 import pytest
+from integration.conftest import DemoRun
 
 KEYS = {"jobs", "receipts", "verifications", "settlements", "cheater", "answer", "invariants", "seconds"}
 SECONDS_MAX = 300
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("demo") / "net"
+def folder(demo_run: DemoRun) -> Path:
+    return demo_run.folder
 
 
 @pytest.fixture(scope="module")
-def report(folder: Path) -> dict[str, Any]:
-    """The demo's document; stdout holds nothing else."""
-    document = folder.parent / "notes.txt"
-    document.write_text(
-        "The baker opens her shop at six in the morning and sells bread until noon.\n\n"
-        "The lighthouse on the northern cape was built of granite and has a red lamp.\n\n"
-        "Volcanic soil is rich in minerals, and vines grow deep roots in it.\n\n"
-        "The night train leaves from the western station at a quarter past eleven.\n"
-    )
-    command = [sys.executable, "-m", "gpumarket.cli.main", "demo", "-o", "json", "--keep", "--dir", str(folder)]
-    command += ["--file", str(document), "--question", "Of what stone is the lighthouse made?"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS_MAX)
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    found: dict[str, Any] = json.loads(done.stdout)
-    return found
+def report(demo_run: DemoRun) -> dict[str, Any]:
+    """The demo's document."""
+    return demo_run.report
 
 
 pytestmark = pytest.mark.timeout(SECONDS_MAX + 60)
@@ -104,3 +94,22 @@ def test_demo_leaves_nothing_running(report: dict[str, Any], folder: Path) -> No
 def test_demo_never_loads_torch_in_its_own_process() -> None:
     code = "import sys, gpumarket.testnet.demo, gpumarket.cli.demo; sys.exit('torch' in sys.modules or 'libp2p' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], timeout=120).returncode == 0
+
+
+def test_demo_that_sigterm_ends_takes_the_market_down_and_exits_143(tmp_path: Path) -> None:
+    folder = tmp_path / "net"
+    command = [sys.executable, "-m", "gpumarket.cli.main", "demo", "--dir", str(folder)]
+    demo = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    try:
+        deadline = time.monotonic() + 120
+        while not (folder / "processes.json").exists() or not json.loads((folder / "processes.json").read_text()):
+            assert demo.poll() is None and time.monotonic() < deadline
+            time.sleep(0.1)
+        demo.terminate()
+        out, err = demo.communicate(timeout=60)
+    finally:
+        demo.kill()
+    assert (demo.returncode, out) == (143, ""), err
+    assert "terminated" in err and "Traceback" not in err
+    left = [p.info["cmdline"] for p in psutil.process_iter(["cmdline"]) if any(str(folder) in word for word in p.info["cmdline"] or ())]
+    assert left == []

@@ -12,9 +12,20 @@ import numpy as np
 import pytest
 from node_fixtures import CHANNEL, CLIENT, DOMAIN, PROVIDER, SCHEDULER, STRANGER, Job, embed_job, generate_job, on_sale, text_hash
 from provider_market import Conversation, Running, provider_at, refusal, scheduler_at, until, voucher
+from reliability import record
 
 from gpumarket.core.codec import open_offer, open_receipt, parse, signed_call
-from gpumarket.core.errors import BadSignature, Busy, EngineFailed, GpumarketError, JobFailed, OutOfFunds, ProtocolError, UnknownModel
+from gpumarket.core.errors import (
+    BadSignature,
+    Busy,
+    EngineFailed,
+    GpumarketError,
+    JobFailed,
+    JournalError,
+    OutOfFunds,
+    ProtocolError,
+    UnknownModel,
+)
 from gpumarket.core.rpc import from_rpc
 from gpumarket.core.terms import Outcome, Task, keccak256, output_chain
 from gpumarket.core.units import Hash, Money
@@ -75,13 +86,22 @@ async def test_service_streams_a_text_window_by_window(tmp_path: Path) -> None:
         assert (kept.units, kept.complete, kept.will_check) == (20, True, True)
 
 
-async def test_service_without_acks_sends_exactly_one_window_and_then_gives_up(tmp_path: Path) -> None:
+@pytest.mark.parametrize("stops_at", [0, 3, 8, 19])
+async def test_service_without_acks_sends_exactly_one_window_and_then_gives_up(tmp_path: Path, stops_at: int) -> None:
+    """F41: a client that acknowledges up to here and then no more, while it goes on reading."""
     async with provider_at(tmp_path, TEXT, ack_seconds=1.0) as running:
-        talk = await running.attempt(text()).open()
+        job = text()
+        talk = await running.attempt(job).open()
+        while talk.units < stops_at:
+            await talk.read_units(min(talk.units + 1, stops_at))
+            await talk.ack(min(talk.units, stops_at))
         receipt = await talk.read_finished()
-        assert talk.units == 8
-        assert (receipt.output_units, receipt.outcome) == (8, Outcome.CANCELLED)
+        assert talk.units == stops_at + 8
+        assert (receipt.output_units, receipt.outcome) == (stops_at + 8, Outcome.CANCELLED)
         assert running.engines["generate"].jobs == 0
+        await until(lambda: row(running, job)["state"] == DUE)
+        assert row(running, job)["amount"] == stops_at * TEXT.output_price // 1_000_000
+    record("F41", 1, f"client stops after {stops_at} units: 8 more are sent unpaid, billed {stops_at}", "one window, 8 units")
 
 
 async def test_service_client_that_hangs_up_while_its_ack_is_written_down_is_billed_for_it(
@@ -323,6 +343,26 @@ async def test_service_claims_until_owed_and_keeps_the_voucher(tmp_path: Path) -
         assert running.provider.accounts.standing(SCHEDULER.address).owed == 0
 
 
+async def test_service_whose_schedulers_ledger_fails_goes_on_and_claims_again(tmp_path: Path) -> None:
+    """A journal that fails ends its own process, never a peer's."""
+    async with scheduler_at(tmp_path / "s") as (fake, node), provider_at(tmp_path, TEXT, scheduler=node, run=True) as running:
+        fake.failures = [JournalError("the database server is gone")]
+        job = text(max_tokens=4)
+        talk = await running.attempt(job).open()
+        await talk.read_finished()
+        await talk.ack(complete=True)
+        await until(lambda: row(running, job)["state"] == OWED)
+        assert not fake.failures and len(fake.claims) == 1
+
+
+async def test_service_whose_claim_gives_up_a_connection_says_hello_again_on_the_next(tmp_path: Path) -> None:
+    """Claims and the heartbeat share a line: whoever finds it broken closes it under the other."""
+    async with scheduler_at(tmp_path / "s") as (fake, node), provider_at(tmp_path, TEXT, scheduler=node, run=True) as running:
+        await until(lambda: len(fake.hellos) == 1 and bool(fake.loads))
+        await running.provider._peers._hang_up(SCHEDULER.address)
+        await until(lambda: len(fake.hellos) == 2)
+
+
 async def test_service_remembers_over_a_restart_what_a_scheduler_left_unpaid(tmp_path: Path) -> None:
     async with scheduler_at(tmp_path / "scheduler") as (scheduler, node):
         scheduler.states = [market.CLAIM_STATE_CLOSED]
@@ -410,13 +450,21 @@ async def test_service_receipt_again_is_for_client_and_scheduler_only(tmp_path: 
             await ask(CLIENT, b"\x01" * 32)
 
 
-async def prove(running: Running, key: Any, nonce: bytes, size: int = 64) -> tuple[pb.GpuCommitment, pb.GpuProof]:
+async def prove(
+    running: Running, key: Any, nonce: bytes, size: int = 64, reads: tuple[tuple[int, ...], ...] = ()
+) -> tuple[pb.GpuCommitment, pb.GpuProof]:
     call = running.stub.ProveGpu()  # type: ignore[call-arg]
     signed = signed_call(key, DOMAIN, "Provider/ProveGpu", terms.TokenList(), PROVIDER.address, int(time.time()), Hash(nonce))
-    await call.write(pb.GpuChallenge(seed=pb.GpuSeed(seed=b"\x05" * 32, size=size, uuid="", repeats=3, call=signed)))
+    await call.write(pb.GpuChallenge(seed=pb.GpuSeed(seed=b"\x05" * 32, size=size, uuid="", repeats=3, call=signed, keep=2)))
     try:
         first = await call.read()
         assert isinstance(first, pb.GpuAnswer)
+        for links in reads:
+            await call.write(pb.GpuChallenge(read=pb.GpuRead(links=links, rows=[7] * len(links))))
+            kept = await call.read()
+            assert isinstance(kept, pb.GpuAnswer)
+            expected = gpu_proof.products(b"\x05" * 32, size, 3, 2)
+            assert list(kept.kept.rows) == [expected[link][7].tobytes() for link in links]
         await call.write(pb.GpuChallenge(opening=pb.GpuOpening(vector_seed=b"\x06" * 32, rows=[3, 60])))
         second = await call.read()
     except Exception as error:
@@ -427,7 +475,7 @@ async def prove(running: Running, key: Any, nonce: bytes, size: int = 64) -> tup
 
 async def test_service_gpu_proof_holds_and_is_for_schedulers_at_a_measured_pace(tmp_path: Path) -> None:
     async with provider_at(tmp_path, TEXT) as running:
-        commitment, proof = await prove(running, SCHEDULER, b"\x01" * 32)
+        commitment, proof = await prove(running, SCHEDULER, b"\x01" * 32, reads=((2, 3), (3,)))
         assert commitment.gpu_class == "CPU"
         rows = [gpu_proof.Row(r.index, r.values, tuple(r.path)) for r in proof.rows]
         gpu_proof.check(b"\x05" * 32, 64, 3, commitment.root, b"\x06" * 32, [3, 60], proof.product, rows)
@@ -438,6 +486,12 @@ async def test_service_gpu_proof_holds_and_is_for_schedulers_at_a_measured_pace(
             await prove(running, STRANGER, b"\x03" * 32)
         with pytest.raises(BadSignature, match="before"):
             await prove(running, SCHEDULER, b"\x01" * 32)
+
+
+async def test_service_gpu_proof_read_of_what_was_not_to_be_kept_ends_it(tmp_path: Path) -> None:
+    async with provider_at(tmp_path, TEXT) as running:
+        with pytest.raises(ProtocolError, match="not to be kept"):
+            await prove(running, SCHEDULER, b"\x01" * 32, reads=((1,),))
 
 
 async def test_service_shows_manifests_and_small_files_and_no_weights(tmp_path: Path) -> None:

@@ -32,7 +32,7 @@ from scheduler_world import (
 from gpumarket.core.codec import signed_call
 from gpumarket.core.errors import BadSignature, Busy, ChannelExpiring, GpumarketError, OutOfFunds, ProtocolError
 from gpumarket.core.rpc import from_rpc
-from gpumarket.core.terms import Outcome, output_chain
+from gpumarket.core.terms import Outcome, Task, output_chain
 from gpumarket.core.units import Hash, money_from_bytes
 from gpumarket.scheduler.market import Market
 from gpumarket.settlement.vouchers import verify_voucher
@@ -82,9 +82,9 @@ class Floor:
 
 
 @pytest.fixture
-async def floor(tmp_path: Path) -> AsyncIterator[Floor]:
+async def floor(tmp_path: Path, database: str) -> AsyncIterator[Floor]:
     made = Floor(tmp_path / "scheduler", tmp_path)
-    async with running(made.state, made.chain, made.clock) as market:
+    async with running(made.state, made.chain, made.clock, database=database) as market:
         made.market = market
         await made.client.connect(market)
         yield made
@@ -160,6 +160,16 @@ async def test_orders_beyond_the_voucher_are_out_of_funds(floor: Floor) -> None:
     reply = await floor.client.match(floor.client.job())
     assert reply.problem.code == OutOfFunds.code
     assert "1 open" in reply.problem.message
+
+
+async def test_order_with_a_voucher_that_was_overtaken_is_granted_by_the_newer_one(floor: Floor) -> None:
+    await floor.provider("p1")
+    older = floor.client.voucher(TOKEN)
+    assert (await floor.client.match(floor.client.job(), pay=TOKEN)).HasField("granted")
+    reply = await floor.client.match(floor.client.job(), voucher=older)
+    assert reply.HasField("granted"), reply
+    account = await floor.client.account()
+    assert (money(account.voucher), money(account.open)) == (2 * TOKEN, 2 * TOKEN)
 
 
 async def test_voucher_above_the_deposit_is_refused(floor: Floor) -> None:
@@ -454,9 +464,9 @@ async def test_unclaimed_job_gives_its_maximum_back_after_the_grace(floor: Floor
     assert (status.state, status.attempts[0].state) == ("expired", "expired")
 
 
-async def test_restart_from_the_same_database_continues(tmp_path: Path) -> None:
+async def test_restart_from_the_same_database_continues(tmp_path: Path, database: str) -> None:
     floor = Floor(tmp_path / "scheduler", tmp_path)
-    async with running(floor.state, floor.chain, floor.clock) as floor.market:
+    async with running(floor.state, floor.chain, floor.clock, database=database) as floor.market:
         await floor.client.connect(floor.market)
         provider = await floor.provider("p1")
         paid, job = await floor.bought(), floor.client.job()
@@ -464,7 +474,7 @@ async def test_restart_from_the_same_database_continues(tmp_path: Path) -> None:
         owed = await floor.claim(provider, paid, floor.client.ack(paid, 6, complete=True))
         granted = await floor.client.match(job, pay=TOKEN)
         await provider.stop()
-    async with running(floor.state, floor.chain, floor.clock) as floor.market:
+    async with running(floor.state, floor.chain, floor.clock, database=database) as floor.market:
         await floor.client.connect(floor.market)
         assert (await floor.client.match(job)).granted.lease == granted.granted.lease
         again = await floor.claim(provider, paid, floor.client.ack(paid, 6, complete=True))
@@ -594,6 +604,42 @@ async def test_explain_tells_scores_and_rejections(floor: Floor) -> None:
     assert sum(told.candidates[0].parts.values()) == pytest.approx(told.candidates[0].total)
     assert [r.filter for r in told.rejected] == ["max_amount"]
     assert "would cost" in told.rejected[0].reason
+    assert [(c.filter, c.removed) for c in told.removed] == [("max_amount", 1)]
+
+
+async def test_questions_that_walk_the_book_too_often_are_refused_until_later(floor: Floor) -> None:
+    await floor.provider("p1")
+    allowance = floor.market.service._allowance
+    allowance._at_once = 20
+    unfitting = floor.client.job(constraints=terms.Constraints(gpu_class="none such"))
+    unsigned = terms.JobOrder(spec=unfitting.order.spec, constraints=unfitting.order.constraints)
+    while (reply := await floor.client.match(unfitting, quote=True)).HasField("no_match"):
+        await floor.client.stub.Explain(unsigned)
+    assert reply.problem.code == Busy.code and reply.problem.retryable
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await floor.client.stub.Explain(unsigned)
+    error = error_of(caught)
+    assert isinstance(error, Busy)
+    assert error.retry_after_seconds > 0
+    assert (await floor.client.match(floor.client.job(), pay=TOKEN)).problem.code == Busy.code
+    floor.clock.mono += error.retry_after_seconds
+    assert (await floor.client.match(floor.client.job(), quote=True)).WhichOneof("result") in ("quote", "no_match")
+
+
+@pytest.mark.parametrize("quote", [True, False])
+async def test_text_longer_than_the_model_takes_is_matched_nowhere(floor: Floor, quote: bool) -> None:
+    await floor.provider("p1", text=True)
+    fits, long = (floor.client.job(task=Task.GENERATE, prompt_units=400, max_output_units=units) for units in (112, 113))
+    assert (await floor.client.match(fits, pay=TOKEN, quote=quote)).WhichOneof("result") == ("quote" if quote else "granted")
+    reply = await floor.client.match(long, pay=TOKEN, quote=quote)
+    assert [(r.filter, r.example) for r in reply.no_match.removed] == [("input_tokens", "inputs of at most 512 tokens, asked are 513")]
+
+
+async def test_questions_that_find_a_place_are_never_refused(floor: Floor) -> None:
+    await floor.provider("p1")
+    floor.market.service._allowance._at_once = 0
+    for _ in range(50):
+        assert (await floor.client.match(floor.client.job(), quote=True)).HasField("quote")
 
 
 async def test_close_is_signed_once_nothing_is_open_and_ends_orders(floor: Floor) -> None:

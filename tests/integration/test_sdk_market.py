@@ -304,7 +304,7 @@ async def test_order_that_was_never_answered_is_sent_again_by_resume(tmp_path: P
         async with client_of(market, patience_seconds=0.2) as client:
             quote = await client.quote("mini", "w1 w2")
             market.scheduler.break_streams_before_answer = 10_000
-            monkeypatch.setattr(ordering, "quote", lambda desk, ask: _done(quote))
+            monkeypatch.setattr(ordering, "quote", lambda desk, hub, ask: _done(quote))
             with pytest.raises(NetworkError) as caught:
                 await client.embed("mini", "w1 w2")
             assert "gpumarket job resume 0x" in caught.value.hint
@@ -422,7 +422,7 @@ async def test_rejected_result_without_another_provider_is_an_error_not_a_result
 
 
 async def test_report_that_cannot_be_sent_goes_out_at_the_next_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    async def away(_request: Any) -> Any:
+    async def away(_request: Any, _traceparent: str) -> Any:
         raise Unreachable("away")
 
     async with fake_market(tmp_path, FakeProvider("a")) as market:
@@ -527,6 +527,7 @@ async def test_offers_show_owner_and_stake_from_the_registry(tmp_path: Path) -> 
         offers = await client.offers("mini")
         assert [o.provider for o in offers] == [market.scheduler.providers[0].key.address]
         assert offers[0].owner == Address(market.scheduler.providers[0].owner_address)
+        assert offers[0].proven_mflops == 1_234, "the scheduler's measure, beside the provider's own word"
         assert len(await client.offers()) == 3
         assert (await client.explain("mini", "w1")).considered == 2
 
@@ -539,6 +540,16 @@ async def test_jobs_at_once_share_one_channel_and_one_growing_voucher(tmp_path: 
         account = await client.account()
         assert account.billed == sum(r.cost for r in results)
         assert account.voucher <= parse_money("0.012")
+        assert market.scheduler.came == sorted(market.scheduler.came)
+
+
+async def test_jobs_at_once_after_others_ended_all_find_their_cover(tmp_path: Path) -> None:
+    async with fake_market(tmp_path, FakeProvider("a")) as market, client_of(market) as client:
+        for count in (4, 12, 12):
+            results = await asyncio.gather(*(client.embed("mini", [f"w{i} w1"], max_cost="0.001") for i in range(count)))
+            assert len({r.job for r in results}) == count
+        assert market.scheduler.came == sorted(market.scheduler.came), "an order carries the newest voucher of its moment"
+        assert market.scheduler.came[-1] == parse_money("0.028"), "ended jobs are not settled there: each maximum is covered"
 
 
 def test_sync_client_buys_without_an_event_loop(tmp_path: Path) -> None:

@@ -1,91 +1,80 @@
-"""The process that is killed: forks a child per kill point, so that the imports are paid once.
+"""The process that is killed, or whose disk fails: forks a child per run, so that the imports are paid once.
 
-    victim.py FOLDER        reads lines "N" on stdin; for each runs a child that dies at its N-th durable call, then answers with
-                            "acks ... | calls K | killed 0/1" where acks are the entries that were acknowledged
-The child makes `ENTRIES` submissions in groups, each of a ledger entry and its guard, and says so on a pipe only after transact returned.
+    python -m journal_kill.victim ROLE        ROLE: provider, scheduler, client
+
+Reads one JSON object a line: {"folder", "mode", "n", "synchronous"?, "trace"?} (shim.c tells the modes), lets a child do the role's work
+there, and answers with a line {"said": [...], "changes": how many changes of files, "killed": bool, "failed": "error or empty"}.
 """
 
 from __future__ import annotations
 
 import asyncio
 import ctypes
+import importlib
+import json
+import logging
 import os
 import sys
-from functools import partial
+import traceback
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import Column, Connection, Integer, MetaData, Table
-
-from gpumarket.core.units import Hash
-from gpumarket.settlement import guard
-from gpumarket.settlement.journal import Journal, MoneyType
-
-ENTRIES = 24
-GROUP = 4
-CHANNEL = Hash(b"\x07" * 32)
+from gpumarket.core.daemon import configure_logging
+from gpumarket.core.errors import GpumarketError
+from gpumarket.settlement import database, journal
 
 
-def tables() -> tuple[MetaData, Table]:
-    metadata = MetaData()
-    guard.guard_table(metadata)
-    entries = Table("entries", metadata, Column("n", Integer, primary_key=True), Column("amount", MoneyType(), nullable=False))
-    return metadata, entries
-
-
-def entry(connection: Connection, entries: Table, n: int) -> int:
-    """One ledger entry and the guard of what it owes, in one submission."""
-    guard.advance(connection, CHANNEL, n)
-    connection.execute(entries.insert(), {"n": n, "amount": n * 10})
-    return n
-
-
-def refused(connection: Connection, entries: Table) -> None:
-    """Writes, then fails: none of it may be seen."""
-    connection.execute(entries.insert(), {"n": 1_000_000, "amount": 1})
-    raise ValueError("refused")
-
-
-async def work(file: Path, pipe: int) -> None:
-    metadata, entries = tables()
-    journal = Journal(f"sqlite:///{file}", metadata)
-    journal.open()
-    await journal.transact(partial(guard.admit, channel=CHANNEL))
-
-    async def one(n: int) -> None:
-        done = await journal.transact(partial(entry, entries=entries, n=n))
-        os.write(pipe, f"{done} ".encode())
-
-    for start in range(1, ENTRIES + 1, GROUP):
-        bad = journal.transact(partial(refused, entries=entries))
-        await asyncio.gather(*(one(n) for n in range(start, start + GROUP)), bad, return_exceptions=True)
-    await journal.close()
-
-
-def child(file: Path, pipe: int, kill_at: int) -> None:
+def child(role: str, order: dict[str, Any], pipe: int) -> None:
+    scenario = importlib.import_module(f"journal_kill.{role}")
     shim = ctypes.CDLL(None)
-    shim.kill_count.restype = ctypes.c_long
-    shim.kill_arm(ctypes.c_long(kill_at))
-    asyncio.run(work(file, pipe))
-    os.write(pipe, f"| {shim.kill_count()}".encode())
+    shim.shim_count.restype = ctypes.c_long
+    if "synchronous" in order:
+        database.PRAGMAS = tuple(p if not p.startswith("synchronous") else f"synchronous={order['synchronous']}" for p in database.PRAGMAS)
+    journal.CHECKPOINT_FRAMES, journal.CHECKPOINT_BATCHES = 25, 1  # a life here is short, and checkpoints shall happen in it
+    if "trace" in order:
+        shim.shim_trace(os.open(order["trace"], os.O_WRONLY | os.O_CREAT, 0o600))
+
+    def say(fact: Any) -> None:
+        data = json.dumps(fact).encode() + b"\n"
+        os.write(pipe, data)
+        if "trace" in order:
+            shim.shim_mark(data, ctypes.c_uint64(len(data)))
+
+    shim.shim_arm(order["folder"].encode(), ctypes.c_char(order["mode"].encode()), ctypes.c_long(order["n"]))
+    failed = ""
+    try:
+        asyncio.run(scenario.work(Path(order["folder"]), say))
+    except GpumarketError as error:
+        failed = f"{error.code}: {error.message} | {error.hint}"
+    os.write(pipe, json.dumps({"changes": shim.shim_count(), "failed": failed}).encode() + b"\n")
+
+
+def run(role: str, order: dict[str, Any]) -> dict[str, Any]:
+    """Fork, wait, and tell what the child said."""
+    reader, writer = os.pipe()
+    pid = os.fork()
+    if pid == 0:
+        os.close(reader)
+        try:
+            child(role, order, writer)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    os.close(writer)
+    with os.fdopen(reader) as pipe:
+        lines = [json.loads(line) for line in pipe]
+    _, status = os.waitpid(pid, 0)
+    last = lines.pop() if lines and "changes" in lines[-1] else {"changes": 0, "failed": ""}
+    return {"said": lines, "killed": os.WIFSIGNALED(status)} | last
 
 
 def main() -> None:
-    folder = Path(sys.argv[1])
+    role = sys.argv[1]
+    configure_logging(role, level=logging.CRITICAL)
+    importlib.import_module(f"journal_kill.{role}")
     for line in sys.stdin:
-        kill_at = int(line)
-        reader, writer = os.pipe()
-        pid = os.fork()
-        if pid == 0:
-            os.close(reader)
-            try:
-                child(folder / f"{kill_at}.db", writer, kill_at)
-            finally:
-                os._exit(0)
-        os.close(writer)
-        with os.fdopen(reader) as pipe:
-            said = pipe.read()
-        _, status = os.waitpid(pid, 0)
-        print(f"{said.partition('|')[0].strip()}|{said.partition('|')[2].strip()}|{int(os.WIFSIGNALED(status))}", flush=True)
+        print(json.dumps(run(role, json.loads(line))), flush=True)
 
 
 if __name__ == "__main__":

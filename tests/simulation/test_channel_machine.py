@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from simulation.profiles import EXAMPLES, EXAMPLES_ALL, run
 
 from gpumarket.core.errors import ChannelExpiring, FundsError, JournalError, OutOfFunds
 from gpumarket.core.units import Address, Hash
@@ -34,6 +34,8 @@ from gpumarket.settlement.channel import (
 ID, SIGNER, PAYEE = Hash(b"\1" * 32), Address(b"\2" * 20), Address(b"\3" * 20)
 amounts = st.integers(0, 120)
 EXPIRY = 1_000
+STEPS = 40
+"""A channel's rules are cheap, and it takes many of them to meet its limits."""
 
 
 class PayeeMachine(RuleBasedStateMachine):
@@ -209,8 +211,7 @@ class PayerMachine(RuleBasedStateMachine):
                 check(replace(self.state, reserved=self.state.deposit + 1))
 
 
-SETTINGS = settings(max_examples=120, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
-TestPayee = PayeeMachine.TestCase
-TestPayee.settings = SETTINGS
-TestPayer = PayerMachine.TestCase
-TestPayer.settings = SETTINGS
+@pytest.mark.parametrize("examples", [EXAMPLES, pytest.param(EXAMPLES_ALL, marks=[pytest.mark.slow, pytest.mark.timeout(3_600)])])
+@pytest.mark.parametrize("machine", [PayeeMachine, PayerMachine])
+def test_channel_random_histories_stay_solvent_and_never_sign_less(machine: type[RuleBasedStateMachine], examples: int) -> None:
+    run(machine, examples, steps=STEPS)

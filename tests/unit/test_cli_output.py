@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
+import os
+import signal
+import subprocess
 import sys
 import types
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -185,3 +190,49 @@ def test_error_inside_a_task_group_is_told_as_itself(run: Run) -> None:
     group = ExceptionGroup("tasks", [ValueError("other"), ExceptionGroup("inner", [WrongPassword("the key stays shut")])])
     code, _, err = run(fail_with(group))
     assert code == 4 and "error: the key stays shut" in err
+
+
+@pytest.mark.parametrize("argv", [[], ["-o", "json"], ["-v"]])
+def test_verb_that_sigterm_ends_tidies_up_and_exits_143_without_a_traceback(run: Run, argv: list[str]) -> None:
+    tidied: list[bool] = []
+
+    async def body() -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+        os.kill(os.getpid(), signal.SIGTERM)
+        try:
+            await asyncio.sleep(30)
+        finally:
+            tidied.append(True)
+
+    code, out, err = run(body, *argv)
+    assert (code, out, tidied) == (143, "", [True])
+    assert "Traceback" not in err
+
+
+@pytest.mark.parametrize(
+    ("argv", "extra"),
+    [
+        ("provider start", "provider"),
+        ("scheduler start", "scheduler"),
+        ("demo", "testnet"),
+        ("testnet up", "testnet"),
+    ],
+)
+def test_command_on_a_plain_install_names_the_extra_that_brings_all_it_needs(argv: str, extra: str, tmp_path: Path) -> None:
+    """Every package of every extra is away, as after `pip install gpumarket`; which one is imported first must not matter."""
+    program = f"""
+import sys
+from gpumarket.cli import main
+class Away:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in main.EXTRAS:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Away())
+sys.exit(main.run({argv.split()!r}))
+"""
+    env = {**os.environ, "HOME": str(tmp_path)}
+    done = subprocess.run([sys.executable, "-c", program], env=env, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 3, done.stderr
+    assert f"pip install 'gpumarket[{extra}]'" in done.stderr

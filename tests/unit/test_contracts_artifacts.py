@@ -16,7 +16,8 @@ from contracts_tools import CONTRACTS, tools
 from web3 import AsyncHTTPProvider, AsyncWeb3
 
 from gpumarket.contracts.artifacts import CONTRACT_NAMES, artifact
-from gpumarket.contracts.deploy import AddressBook, deploy
+from gpumarket.contracts.deploy import NO_LIMITS, ZERO_ADDRESS, AddressBook, EntryLimits, deploy
+from gpumarket.contracts.dispute_terms import DisputeTerms
 from gpumarket.core.errors import ConfigError, TransactionFailed, WrongChain
 from gpumarket.testnet.anvil import Anvil
 
@@ -32,8 +33,9 @@ async def w3(contracts_chain: Chain) -> AsyncIterator[AsyncWeb3[Any]]:
     await connection.provider.disconnect()
 
 
+@pytest.mark.timeout(600)
 def test_artifacts_recompiled_from_source_are_byte_equal(tmp_path: Path) -> None:
-    done = subprocess.run(["node", "compile.cjs", str(tmp_path)], cwd=CONTRACTS, env=tools(), capture_output=True, text=True, timeout=150)
+    done = subprocess.run(["node", "compile.cjs", str(tmp_path)], cwd=CONTRACTS, env=tools(), capture_output=True, text=True, timeout=580)
     assert done.returncode == 0, done.stderr
     for name in CONTRACT_NAMES:
         made, committed = ((folder / f"{name}.json").read_bytes() for folder in (tmp_path, COMMITTED))
@@ -56,8 +58,8 @@ def test_artifact_of_an_unknown_name_is_refused() -> None:
 
 def test_artifacts_every_custom_error_is_explained_in_its_source() -> None:
     """NatSpec on each error: what it means stands above it in the source."""
-    for name in CONTRACT_NAMES:
-        lines = (CONTRACTS / "src" / f"{name}.sol").read_text().splitlines()
+    for source in (CONTRACTS / "src").rglob("*.sol"):
+        lines = source.read_text().splitlines()
         bare = [line for before, line in itertools.pairwise(lines) if line.startswith("    error ") and "///" not in before]
         assert not bare
 
@@ -92,7 +94,7 @@ async def test_verify_of_a_strangers_contract_is_refused(contracts_chain: Chain,
 
 async def test_verify_of_the_same_code_with_other_arguments_is_refused(contracts_chain: Chain, w3: AsyncWeb3[Any]) -> None:
     book = contracts_chain.book
-    other = await deploy(w3, contracts_chain.accounts[7], unbonding_delay_s=1, close_window_s=1, token=book.token)
+    other = await deploy(w3, contracts_chain.accounts[7], unbonding_delay_s=12, close_window_s=1, token=book.token)
     with pytest.raises(WrongChain, match="registry"):
         await replace(book, registry=other.registry).verify(w3)
 
@@ -106,11 +108,46 @@ async def test_verify_of_a_book_whose_code_is_not_this_versions_is_refused(contr
 
 async def test_deploy_on_an_existing_token_uses_it(contracts_chain: Chain, w3: AsyncWeb3[Any]) -> None:
     book = contracts_chain.book
-    other = await deploy(w3, contracts_chain.accounts[7], unbonding_delay_s=9, close_window_s=8, token=book.token)
+    other = await deploy(w3, contracts_chain.accounts[7], unbonding_delay_s=90, close_window_s=8, token=book.token)
     assert other.token == book.token
     assert other.channels != book.channels
     contract = w3.eth.contract(address=w3.to_checksum_address(other.channels), abi=artifact("PaymentChannels").abi)
     assert await contract.functions.closeWindow().call() == 8
+
+
+async def test_deploy_makes_registry_and_disputes_name_each_other(contracts_chain: Chain, w3: AsyncWeb3[Any]) -> None:
+    book = contracts_chain.book
+    terms = replace(DisputeTerms.for_test_network(7_200), slash_multiple=77)
+    other = await deploy(w3, contracts_chain.accounts[7], unbonding_delay_s=7_200, close_window_s=8, token=book.token, disputes=terms)
+    registry = w3.eth.contract(address=w3.to_checksum_address(other.registry), abi=artifact("StakeRegistry").abi)
+    disputes = w3.eth.contract(address=w3.to_checksum_address(other.disputes), abi=artifact("Disputes").abi)
+    assert await registry.functions.disputes().call() == other.disputes
+    assert await disputes.functions.registry().call() == other.registry
+    assert tuple(await disputes.functions.terms().call()) == terms.words()
+    with pytest.raises(WrongChain, match="disputes"):
+        await replace(book, disputes=other.disputes).verify(w3)
+
+
+async def test_deploy_without_disputes_makes_a_registry_in_which_nobody_slashes(contracts_chain: Chain, w3: AsyncWeb3[Any]) -> None:
+    book, account = contracts_chain.book, contracts_chain.accounts[7]
+    other = await deploy(w3, account, unbonding_delay_s=90, close_window_s=8, token=book.token, without_disputes=True)
+    registry = w3.eth.contract(address=w3.to_checksum_address(other.registry), abi=artifact("StakeRegistry").abi)
+    assert other.disputes == await registry.functions.disputes().call() == ZERO_ADDRESS
+    await other.verify(w3)
+
+
+async def test_deploy_with_terms_that_outlast_the_stake_is_refused(contracts_chain: Chain, w3: AsyncWeb3[Any]) -> None:
+    with pytest.raises(TransactionFailed, match="Disputes"):
+        await deploy(w3, contracts_chain.accounts[8], unbonding_delay_s=3_600, close_window_s=1, disputes=DisputeTerms())
+
+
+@pytest.mark.parametrize("unbonding_s", [12, 60, 900, 86_400, 14 * 86_400, 21 * 86_400, 365 * 86_400])
+def test_terms_scaled_to_a_delay_fit_it_and_are_never_longer_than_the_defaults(unbonding_s: int) -> None:
+    longest = DisputeTerms()
+    for terms in (DisputeTerms.scaled(unbonding_s), DisputeTerms.for_test_network(unbonding_s)):
+        assert terms.dispute_seconds + terms.challenge_seconds < unbonding_s
+        assert terms.challenge_seconds // terms.epoch_seconds + terms.seasoning_epochs + 2 <= 96
+        assert all(0 < value <= most for value, most in zip(terms.words(), longest.words(), strict=True))
 
 
 async def test_deploy_with_a_refused_argument_says_which_constructor(contracts_chain: Chain, w3: AsyncWeb3[Any]) -> None:
@@ -123,6 +160,24 @@ async def test_deploy_of_play_money_elsewhere_is_refused(contracts_chain: Chain)
         connection: AsyncWeb3[Any] = AsyncWeb3(AsyncHTTPProvider(elsewhere.url))
         with pytest.raises(ConfigError, match="8453"):
             await deploy(connection, contracts_chain.accounts[0], unbonding_delay_s=1, close_window_s=1)
+        await connection.provider.disconnect()
+
+
+async def test_deploy_elsewhere_without_limits_that_were_asked_for_is_refused(contracts_chain: Chain) -> None:
+    with Anvil.start(block_time=None, chain_id=8453) as elsewhere:
+        connection: AsyncWeb3[Any] = AsyncWeb3(AsyncHTTPProvider(elsewhere.url))
+        account, token = contracts_chain.accounts[7], contracts_chain.book.token  # not its deployer: addresses would collide
+        elsewhere.rpc("anvil_setCode", token, contracts_chain.anvil.rpc("eth_getCode", token, "latest"))
+        before = await connection.eth.get_transaction_count(account.address)
+        with pytest.raises(ConfigError, match="how much may come in") as caught:
+            await deploy(connection, account, unbonding_delay_s=90, close_window_s=8, token=token)
+        assert "EntryLimits" in caught.value.hint
+        assert await connection.eth.get_transaction_count(account.address) == before, "nothing was sent"
+        limits = EntryLimits(guardian=account.address, channel_max=100, channels_total_max=250, stake_max=100, stakes_total_max=150)
+        for asked, most in ((limits, 100), (NO_LIMITS, 2**96 - 1)):
+            book = await deploy(connection, account, unbonding_delay_s=90, close_window_s=8, token=token, limits=asked)
+            contract = connection.eth.contract(address=connection.to_checksum_address(book.channels), abi=artifact("PaymentChannels").abi)
+            assert await contract.functions.positionMax().call() == most
         await connection.provider.disconnect()
 
 

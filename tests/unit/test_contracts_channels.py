@@ -372,5 +372,5 @@ def test_constructor_refuses_a_token_without_code_and_a_bad_window(chain: Chain)
     refused = ((ZERO, 600, "InvalidToken"), (money, 0, "InvalidCloseWindow"), (money, 2**39, "InvalidCloseWindow"))
     for token, window, error in refused:
         with pytest.raises(Exception, match="0x") as caught:
-            make(token, window).estimate_gas({"from": chain.accounts[0].address})
+            make(token, window, ZERO, 0, 0).estimate_gas({"from": chain.accounts[0].address})
         assert chain.decode_error(caught.value)[0] == error

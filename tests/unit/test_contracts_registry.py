@@ -279,7 +279,7 @@ def test_constructor_refuses_a_token_without_code_and_a_bad_delay(chain: Chain) 
     make = chain.w3.eth.contract(abi=compiled.abi, bytecode=compiled.bytecode).constructor
     for token, delay, error in ((ZERO, 1, "InvalidToken"), (money, 0, "InvalidUnbondingDelay"), (money, 2**39, "InvalidUnbondingDelay")):
         with pytest.raises(Exception, match="0x") as caught:
-            make(token, ZERO, delay).estimate_gas({"from": chain.accounts[0].address})
+            make(token, ZERO, delay, ZERO, 0, 0).estimate_gas({"from": chain.accounts[0].address})
         assert chain.decode_error(caught.value)[0] == error
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import stat
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -22,8 +25,13 @@ class Market:
     """A server of Info alone: it answers what the test puts in."""
 
     answer: GpumarketError | pb.SchedulerInfo = pb.SchedulerInfo(version="1")
+    asked: asyncio.Event | None = None
+    """Set by a call, which is then never answered."""
 
     async def Info(self, request: pb.InfoRequest, context: grpc.aio.ServicerContext[Any, Any]) -> pb.SchedulerInfo:
+        if self.asked is not None:
+            self.asked.set()
+            await asyncio.Event().wait()
         if isinstance(self.answer, GpumarketError):
             await rpc.abort(context, self.answer)
         return self.answer
@@ -94,6 +102,38 @@ async def test_rpc_nobody_there_is_unreachable() -> None:
         await rpc.open_channel("127.0.0.1:1", b"\0" * 32)
 
 
+async def test_rpc_peers_that_drip_their_handshake_hold_up_nobody_and_are_given_up(
+    server: tuple[str, rpc.ServerIdentity, Market], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each single read is answered in time: only a limit on the whole ends it."""
+    monkeypatch.setattr(rpc, "HANDSHAKE_SECONDS", 1.5)
+    endpoint, identity, _ = server
+
+    dripped: list[asyncio.Task[Any] | None] = []
+
+    async def drip(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        dripped.append(asyncio.current_task())
+        with contextlib.suppress(OSError):
+            for byte in b"\x16\x03\x03\x3f\xff" + bytes(1_000):
+                writer.write(bytes([byte]))
+                await writer.drain()
+                await asyncio.sleep(0.05)
+        writer.close()
+
+    dripping = await asyncio.start_server(drip, "127.0.0.1", 0)
+    bad = f"127.0.0.1:{dripping.sockets[0].getsockname()[1]}"
+    started = time.monotonic()
+    stuck = [asyncio.create_task(rpc.open_channel(bad, identity.key_hash)) for _ in range(64)]  # more than the default pool has threads
+    await asyncio.sleep(0.2)
+    assert await ask(endpoint, identity.key_hash)
+    assert not any(task.done() for task in stuck)
+    for found in await asyncio.gather(*stuck, return_exceptions=True):
+        assert isinstance(found, Unreachable) and "no TLS handshake" in found.message
+    assert time.monotonic() - started < 4
+    dripping.close()
+    await asyncio.gather(*filter(None, dripped))
+
+
 @pytest.mark.parametrize("endpoint", ["", "localhost", "127.0.0.1:port"])
 async def test_rpc_endpoint_that_is_none_is_unreachable(endpoint: str) -> None:
     with pytest.raises(Unreachable):
@@ -125,8 +165,45 @@ def test_rpc_error_of_every_class_survives_its_wire_form() -> None:
     for code, cls in errors.by_code().items():
         back = rpc.rebuild({"code": code, "message": "m", "hint": "h", "retryable": True})
         assert back.message == "m"
-        assert isinstance(back, cls) or code == "missing_extra"
+        assert isinstance(back, cls) or code in ("missing_extra", "journal")
     assert type(rpc.rebuild({"code": "from-the-future", "message": "m"})) is GpumarketError
+
+
+def test_rpc_peer_whose_ledger_fails_is_out_of_reach_and_ends_nobody_elses_daemon() -> None:
+    """A JournalError ends the process that meets it: it must be its own."""
+    told = rpc.for_peer(JournalError("the disk is full", hint="free space"))
+    back = rpc.rebuild(told.as_dict())
+    assert type(back) is Unreachable and back.retryable and "(journal)" in back.message
+
+
+async def test_rpc_call_whose_channel_is_closed_under_it_is_unreachable_and_its_task_lives(
+    server: tuple[str, rpc.ServerIdentity, Market],
+) -> None:
+    endpoint, identity, market = server
+    market.asked = asyncio.Event()
+    channel = await rpc.open_channel(endpoint, identity.key_hash)
+
+    async def ask_long() -> Any:
+        with rpc.hangup_is_unreachable("somebody"):
+            return await pbg.MarketStub(channel).Info(pb.InfoRequest())
+
+    asking = asyncio.create_task(ask_long())
+    await market.asked.wait()
+    await channel.close(None)
+    with pytest.raises(Unreachable, match="connection to somebody was given up"):
+        await asking
+
+
+async def test_rpc_task_that_is_cancelled_stays_cancelled() -> None:
+    async def waits() -> None:
+        with rpc.hangup_is_unreachable("somebody"):
+            await asyncio.Event().wait()
+
+    task = asyncio.create_task(waits())
+    await asyncio.sleep(0)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
 
 
 def test_rpc_identity_is_made_once_and_kept_private(tmp_path: Path) -> None:

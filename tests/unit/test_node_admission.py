@@ -63,6 +63,8 @@ LEASE_LIES: list[tuple[dict[str, Any], type[GpumarketError], str]] = [
     ({"model": VECTORS.manifest.digest}, ProtocolError, "lease's model"),
     ({"task": Task.EMBED}, ProtocolError, "lease's task"),
     ({"profile": Hash(b"\x77" * 32)}, ProtocolError, "lease's profile"),
+    ({"issued_at": NOW + 61}, ProtocolError, "61 s after now"),
+    ({"issued_at": NOW - 61}, ProtocolError, "61 s before now"),
     ({"deadline": NOW}, ProtocolError, "passed 0 s ago"),
     ({"deadline": NOW + 601}, ProtocolError, "after the order's deadline"),
     ({"maximum": Money(2 * TOKEN)}, ProtocolError, "at most"),
@@ -79,6 +81,11 @@ LEASE_LIES: list[tuple[dict[str, Any], type[GpumarketError], str]] = [
 def test_admission_of_an_altered_lease_names_what_is_wrong(changes: dict[str, Any], error: type[GpumarketError], match: str) -> None:
     with pytest.raises(error, match=match):
         judge(generate_job(TEXT, lease_changes=changes).open())
+
+
+@pytest.mark.parametrize("shift", [-60, 60])
+def test_admission_of_a_lease_whose_date_clocks_explain_passes(shift: int) -> None:
+    assert judge(generate_job(TEXT, lease_changes={"issued_at": NOW + shift}).open()).lease.issued_at == NOW + shift
 
 
 def test_admission_of_a_lease_by_another_key_is_refused() -> None:
@@ -122,6 +129,16 @@ def test_admission_of_another_request_than_ordered_is_refused() -> None:
     message.request = generate_job(TEXT, prompt=(1, 2, 4)).request
     with pytest.raises(ProtocolError, match="salted hash"):
         judge(message)
+
+
+def test_admission_of_a_request_whose_border_to_the_salt_was_moved_is_refused() -> None:
+    """The two are hashed as one string: with another border the same hash would open to another request before the client's judges."""
+    message = generate_job(TEXT).open()
+    together = message.salt + message.request
+    for cut in (31, 33):
+        message.salt, message.request = together[:cut], together[cut:]
+        with pytest.raises(ProtocolError, match="salted hash"):
+            judge(message)
 
 
 def test_admission_of_a_model_not_on_sale_names_it() -> None:

@@ -1,29 +1,24 @@
-"""Offers, engines' queues, GPU proofs and settings of a provider."""
+"""Offers, engines' queues and settings of a provider."""
 
 from __future__ import annotations
 
 import asyncio
-import io
 from dataclasses import replace
 
-import numpy as np
 import pytest
-from node_fixtures import CHANNEL, DOMAIN, NOW, PROVIDER, SCHEDULER, STRANGER, Channel, FixedClock, ScriptedEngine, house, on_sale
+from node_fixtures import CHANNEL, DOMAIN, NOW, PROVIDER, STRANGER, Channel, FixedClock, ScriptedEngine, house, on_sale
 from provider_market import CHANNELS, CPU, voucher
 
 from gpumarket.core.codec import open_offer
-from gpumarket.core.errors import BadProof, BadSignature, Busy, ChannelExpiring, ConfigError, EngineFailed, ProtocolError
+from gpumarket.core.errors import BadSignature, Busy, ChannelExpiring, ConfigError, EngineFailed, ProtocolError
 from gpumarket.core.settings import load
 from gpumarket.core.terms import Task
 from gpumarket.core.units import Hash, parse_money
 from gpumarket.node.claims import check_voucher
 from gpumarket.node.engines import Engines, Seat
-from gpumarket.node.gpu_device import REQUEST, chained, serve
-from gpumarket.node.gpu_proof import Prover
 from gpumarket.node.offers import Shop, is_due, next_sequence, offer_body, sign_body, withdrawn_body
 from gpumarket.node.provider import credit_start
 from gpumarket.node.settings import ProviderSettings
-from gpumarket.settlement import gpu_proof
 from gpumarket.v1 import terms_pb2 as pb
 
 TEXT = on_sale(Task.GENERATE)
@@ -31,7 +26,7 @@ SHOP = Shop(PROVIDER.address, "peer", "127.0.0.1:1", Hash(b"\x02" * 32), "EU", T
 
 
 def body(**changes: object) -> pb.OfferBody:
-    made = offer_body(SHOP, CPU.gpus, {"": 7}, {TEXT.manifest.digest: TEXT}, [], "process")
+    made = offer_body(SHOP, CPU.gpus, {"": 7}, {TEXT.manifest.digest: TEXT}, [], "process", {TEXT.manifest.digest: 41_500})
     made.MergeFrom(pb.OfferBody(**changes))  # type: ignore[arg-type]
     return made
 
@@ -39,7 +34,7 @@ def body(**changes: object) -> pb.OfferBody:
 def test_offer_states_what_is_sold_and_verifies_with_the_wallet_key() -> None:
     opened = open_offer(DOMAIN, sign_body(PROVIDER, DOMAIN, body(), 5, NOW + 60))
     assert (opened.sequence, opened.expires_at, opened.gpus[0].gpu_class, opened.gpus[0].measured_mflops) == (5, NOW + 60, "CPU", 7)
-    assert (opened.models[0].profile, opened.models[0].warm) == (TEXT.profile, False)
+    assert (opened.models[0].profile, opened.models[0].warm, opened.models[0].measured_tokens_per_ks) == (TEXT.profile, False, 41_500)
     with pytest.raises(BadSignature):
         open_offer(DOMAIN, sign_body(STRANGER, DOMAIN, body(), 5, NOW + 60))
 
@@ -117,51 +112,6 @@ async def test_engines_claim_no_sandbox_before_one_runs_and_the_weakest_after() 
     await engines.warm_up([TEXT.manifest.digest])
     assert await engines.sandbox() == "process"
     await engines.close()
-
-
-# --- GPU proof -----------------------------------------------------------------------------------------------------------------
-
-
-async def test_prover_answers_a_challenge_that_the_checker_accepts() -> None:
-    prover = Prover(CPU, FixedClock(), pause_seconds=5, size_max=256)
-    commitment = await prover.commit(SCHEDULER.address, b"\x01" * 32, 128, 4, "")
-    product, rows = commitment.open(b"\x02" * 32, [0, 77])
-    gpu_proof.check(b"\x01" * 32, 128, 4, commitment.root, b"\x02" * 32, [0, 77], product, rows)
-    with pytest.raises(BadProof):
-        gpu_proof.check(b"\x03" * 32, 128, 4, commitment.root, b"\x02" * 32, [0, 77], product, rows)
-    assert prover.measured_mflops[""] > 0
-
-
-async def test_prover_refuses_what_is_too_large_unknown_or_too_often() -> None:
-    clock = FixedClock()
-    prover = Prover(CPU, clock, pause_seconds=5, size_max=128)
-    for size, uuid in ((256, ""), (100, ""), (64, "GPU-1")):
-        with pytest.raises(ProtocolError):
-            await prover.commit(SCHEDULER.address, b"\x01" * 32, size, 1, uuid)
-    commitment = await prover.commit(SCHEDULER.address, b"\x01" * 32, 64, 1, "")
-    with pytest.raises(Busy):
-        await prover.commit(SCHEDULER.address, b"\x01" * 32, 64, 1, "")
-    await prover.commit(STRANGER.address, b"\x01" * 32, 64, 1, "")
-    clock.at += 6
-    await prover.commit(SCHEDULER.address, b"\x01" * 32, 64, 1, "")
-    with pytest.raises(ProtocolError):
-        commitment.open(b"\x02" * 32, list(range(65)))
-
-
-def test_device_process_computes_the_same_chain_with_torch() -> None:
-    pytest.importorskip("torch")
-    ours, theirs = chained(b"\x01" * 32, 64, 3, -1), gpu_proof.product(b"\x01" * 32, 64, 3)
-    assert float(np.linalg.norm(ours - theirs) / np.linalg.norm(theirs)) < gpu_proof.RELATIVE_ERROR_MAX
-
-
-def test_device_process_answers_records_until_its_pipe_ends() -> None:
-    pytest.importorskip("torch")
-    request = REQUEST.pack(b"\x01" * 32, 64, 2, -1)
-    sink = io.BytesIO()
-    serve(io.BytesIO(request + request + b"half"), sink)
-    rows = np.frombuffer(sink.getvalue(), "<f4").reshape(2, 64, 64)
-    assert np.array_equal(rows[0], rows[1])
-    assert np.array_equal(rows[0], chained(b"\x01" * 32, 64, 2, -1))
 
 
 # --- vouchers and settings ------------------------------------------------------------------------------------------------------

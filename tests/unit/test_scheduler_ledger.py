@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -27,8 +27,9 @@ HUB, SPOKE = Hash(b"c" * 32), Hash(b"s" * 32)
 
 
 @pytest.fixture
-def url(tmp_path: Path) -> str:
-    return f"sqlite:///{tmp_path / 'ledger.db'}"
+def url(database: str) -> str:
+    """The ledger's database: SQLite, and PostgreSQL."""
+    return database
 
 
 def ledger_of(url: str) -> tuple[Ledger, Journal]:
@@ -163,32 +164,110 @@ async def test_finished_jobs_leave_memory_and_are_still_found(url: str) -> None:
     await journal.close()
 
 
-def test_migrations_make_exactly_the_tables_that_the_code_describes(tmp_path: Path) -> None:
-    migrated, created = (f"sqlite:///{tmp_path / name}" for name in ("migrated.db", "created.db"))
-    migrations.upgrade(migrated)
-    engine = create_engine(created)
-    tables.metadata.create_all(engine)
-    shapes = []
-    for at in (create_engine(migrated), engine):
-        look = inspect(at)
-        names = set(look.get_table_names()) - {"alembic_version"}
-        shapes.append(
-            {
-                name: (
-                    [(c["name"], str(c["type"]), c["nullable"]) for c in look.get_columns(name)],
-                    look.get_pk_constraint(name)["constrained_columns"],
-                    sorted((i["name"], tuple(i["column_names"]), bool(i["unique"])) for i in look.get_indexes(name)),
-                    sorted(tuple(u["column_names"]) for u in look.get_unique_constraints(name)),
-                )
-                for name in names
-            }
+async def test_finished_job_that_left_memory_takes_one_more_event_and_the_ledger_goes_on(url: str) -> None:
+    """A claim, report or retry may come again at any time after: written as new it would end the scheduler."""
+    ledger, journal = filled(url)
+    job = order(ledger)
+    ledger.apply(claim(job, ack_of(job, UNITS, complete=True)), NOW)
+    await ledger.commit()
+    ledger.forget(job.spec.deadline + 1)
+    assert job.key not in ledger.jobs
+    found, number = ledger.find_lease(job.newest.hash)
+    ledger.apply(lifecycle.accept(found, number), NOW)
+    ledger.apply((replace(found), []), NOW)  # an equal one that is another object
+    await ledger.commit()
+    assert ledger.failure is None
+    ledger.forget(job.spec.deadline + 1)
+    again = ledger.find(job.key)
+    assert again is not None and again.state is found.state
+    await ledger.close()
+    await journal.close()
+
+
+async def test_job_that_is_being_written_is_not_forgotten(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    ledger, journal = filled(url)
+    job = order(ledger)
+    await ledger.commit()
+    begun, go, transact = asyncio.Event(), asyncio.Event(), journal.transact
+
+    async def late(work: Any) -> Any:
+        begun.set()
+        await go.wait()
+        return await transact(work)
+
+    monkeypatch.setattr(journal, "transact", late)
+    ledger.apply(claim(job, ack_of(job, UNITS, complete=True)), NOW)
+    committing = asyncio.ensure_future(ledger.commit())
+    await begun.wait()
+    ledger.forget(job.spec.deadline + 1)
+    assert job.key in ledger.jobs
+    go.set()
+    await committing
+    ledger.forget(job.spec.deadline + 1)
+    assert job.key not in ledger.jobs
+    await ledger.close()
+    await journal.close()
+
+
+@pytest.mark.parametrize("restarted", [True, False])
+async def test_change_of_a_job_that_left_memory_is_written_over_its_row(url: str, restarted: bool) -> None:
+    """A late ack, or a claim that comes again: written as a new row it would end the ledger, and the scheduler with it."""
+    ledger, journal = filled(url)
+    job = order(ledger)
+    await ledger.commit()
+    job = ledger.apply(claim(job, ack_of(job, UNITS, complete=True)), NOW)
+    await ledger.commit()
+    late = job.spec.deadline + 1
+    if restarted:
+        await ledger.close()
+        ledger = Ledger(journal, SCHEDULER, CHANNELS)
+        ledger.load(late)
+        ledger.start()
+    else:
+        ledger.forget(late)
+    assert not ledger.jobs
+    found, _ = ledger.find_lease(job.newest.hash)
+    ledger.apply((found, []), late)
+    await ledger.commit()
+    assert ledger.failure is None
+    assert ledger.jobs == {job.key: job}
+    ledger.forget(late)
+    assert not ledger._stored_jobs and not ledger._stored_attempts
+    await ledger.close()
+    await journal.close()
+
+
+def shape(url: str) -> dict[str, Any]:
+    """Every table of a database: columns, keys, indexes."""
+    engine = create_engine(url)
+    look = inspect(engine)
+    found = {
+        name: (
+            [(c["name"], str(c["type"]), c["nullable"]) for c in look.get_columns(name)],
+            look.get_pk_constraint(name)["constrained_columns"],
+            sorted((str(i["name"]), tuple(i["column_names"]), bool(i["unique"])) for i in look.get_indexes(name)),
+            sorted(tuple(u["column_names"]) for u in look.get_unique_constraints(name)),
         )
-        at.dispose()
-    assert shapes[0] == shapes[1]
-    assert shapes[0].keys() == tables.metadata.tables.keys()
+        for name in set(look.get_table_names()) - {"alembic_version"}
+    }
+    engine.dispose()
+    return found
 
 
-def test_migrated_database_opens_as_a_journal(url: str) -> None:
+def test_migrations_make_exactly_the_tables_that_the_code_describes(url: str) -> None:
+    engine = create_engine(url)
+    tables.metadata.create_all(engine)
+    described = shape(url)
+    tables.metadata.drop_all(engine)
+    engine.dispose()
+    migrations.upgrade(url)
+    assert shape(url) == described
+    assert described.keys() == tables.metadata.tables.keys()
+
+
+async def test_migrated_database_opens_as_a_journal(url: str) -> None:
     migrations.upgrade(url)
     migrations.upgrade(url)
-    Journal(url, tables.metadata).open()
+    journal = Journal(url, tables.metadata)
+    journal.open()
+    await journal.close()

@@ -188,6 +188,11 @@ def show(job: Job, number: int, units: int, now: int = NOW, *, complete: bool = 
     return life.raise_to(job, number, ack_of(job, units, complete=complete, attempt=number), b"higher", now, CHECK, GRACE)
 
 
+def caught_up(job: Job, units: int) -> Change:
+    """A retry's ack, as billing takes it before the attempt is closed."""
+    return life.catch_up(job, len(job.attempts), ack_of(job, units), b"higher", NOW, CHECK)
+
+
 def retried(books: Books, closing_units: int) -> Job:
     """Attempt 1 closed by its client at `closing_units`, attempt 2 open."""
     job = books.take(leased())
@@ -258,6 +263,51 @@ def test_higher_ack_of_an_attempt_that_its_provider_claimed_itself_changes_nothi
     assert show(job, 1, 90) == (job, [])
 
 
+def test_retry_with_an_ack_that_its_provider_never_got_raises_the_claim() -> None:
+    books = Books()
+    job = books.take(leased())
+    job = books.take(claim(job, ack_of(job, 30), units=40, outcome=Outcome.CANCELLED))
+    job = books.take(caught_up(job, 40))
+    assert (job.newest.state, job.newest.amount, books.held) == (AttemptState.HELD, 400, 404)
+    assert job.newest.hold_until == NOW + CHECK, "a client's word does not delay what is held"
+    job = books.take(life.close(job, 1, ack_of(job, 40), b"", "lost", NOW, CHECK))
+    job = books.take(life.grant(job, next_attempt(job, 40), until=0))
+    job = books.take(claim(job, ack_of(job, 60, complete=True), 60, number=2))
+    job = books.take(life.due(job, NOW + CHECK, GRACE))
+    assert (books.paid, books.open) == (1_000, 0), "every unit is paid for once, whoever delivered it"
+
+
+def test_retry_with_a_higher_ack_after_the_hold_is_owed_at_once() -> None:
+    books = Books()
+    job = books.take(leased())
+    job = books.take(claim(job, ack_of(job, 30), units=40, outcome=Outcome.CANCELLED))
+    job = books.take(life.due(job, NOW + CHECK, GRACE))
+    assert (job.newest.state, books.paid) == (AttemptState.OWED, 300)
+    job = books.take(caught_up(job, 40))
+    assert (job.newest.state, books.paid, books.used, books.held) == (AttemptState.OWED, 400, 404, 0)
+
+
+def test_retry_with_the_only_ack_of_a_closed_claim_holds_it() -> None:
+    books = Books()
+    job = books.take(leased())
+    job = books.take(claim(job, None, units=8, outcome=Outcome.CANCELLED))
+    assert job.newest.state is AttemptState.CLOSED
+    job = books.take(caught_up(job, 8))
+    assert (job.newest.state, books.held) == (AttemptState.HELD, 80)
+    assert job.newest.hold_until == NOW + CHECK
+    job = books.take(life.due(job, NOW + CHECK, GRACE))
+    assert books.paid == 80
+
+
+def test_retry_never_lowers_a_claim_and_never_passes_its_lease() -> None:
+    job = claim(leased()[0], ack_of(leased()[0], 30), units=40, outcome=Outcome.CANCELLED)[0]
+    assert caught_up(job, 30) == (job, [])
+    assert caught_up(job, 10) == (job, [])
+    assert caught_up(job, 10**6)[0].newest.amount == job.newest.lease.maximum
+    complete = claim(leased()[0], ack_of(leased()[0], UNITS, complete=True))[0]
+    assert caught_up(complete, UNITS + 1) == (complete, [])
+
+
 def test_higher_ack_is_paid_though_the_next_attempt_is_never_claimed() -> None:
     books = Books()
     job = books.take(show(retried(books, 10), 1, 90))
@@ -269,6 +319,21 @@ def test_higher_ack_is_paid_though_the_next_attempt_is_never_claimed() -> None:
     assert job.attempts[0].amount == 900
     job = books.take(life.due(job, over + GRACE, GRACE))
     assert (books.paid, books.open) == (900, 0)
+
+
+def test_rejected_job_that_keeps_money_for_a_shown_ack_is_due_twice_and_no_more() -> None:
+    books = Books()
+    job = books.take(show(retried(books, 55), 1, 67))
+    job = books.take(claim(job, ack_of(job, 26, complete=True, will_check=True), 26, number=2))
+    job = books.take(life.reject(job, 2, "differs"))
+    over = job.spec.deadline + GRACE
+    assert life.next_due(job, GRACE) == over
+    job = books.take(life.due(job, over, GRACE))
+    assert books.open == 122, "120 and its fee, rounded up: what the shown ack lacks"
+    assert life.next_due(job, GRACE) == over + GRACE, "the same time again would be due for ever"
+    assert life.due(job, over, GRACE)[0] is job
+    job = books.take(life.due(job, over + GRACE, GRACE))
+    assert (books.open, life.next_due(job, GRACE), life.finished(job)) == (0, 0, True)
 
 
 def test_retry_below_an_ack_that_was_claimed_is_refused() -> None:
@@ -348,16 +413,33 @@ def test_any_sequence_of_events_conserves_money_and_ends(events: list[tuple[str,
                 job = books.take(life.due(job, now, GRACE))
             else:
                 life.may_retry(job, newest)
+                job = books.take(life.catch_up(job, newest, ack, b"", now, CHECK))
                 job = books.take(life.close(job, newest, ack, b"", "lost", now, CHECK))
                 prefix = min(UNITS - 1, life.next_prefix(job, newest, ack, "lost")[0])
                 job = books.take(life.grant(job, next_attempt(job, prefix), until=0))
         except (ProtocolError, OutOfFunds):
             continue
     job = books.take(life.due(job, job.spec.deadline + GRACE, GRACE))
+    last = 0
     while (at := life.next_due(job, GRACE)) != 0:
-        before, job = job, books.take(life.due(job, at, GRACE))
+        assert at > last, "due again at a time that was carried out"
+        last, before = at, job
+        job = books.take(life.due(job, at, GRACE))
         assert job is not before, "a timer with nothing to do"
     assert life.finished(job)
     assert job.state not in (JobState.LEASED, JobState.DELIVERED, JobState.CHECKING)
     assert books.held == books.open == books.reserved == 0
     assert life.next_due(job, GRACE) == 0
+
+
+def test_suspicion_of_an_earlier_attempt_leaves_the_money_of_the_running_one() -> None:
+    """A client that called a whole answer bad, ordered it elsewhere and then doubts the first: the second is paid all the same."""
+    job, _ = leased()
+    job, _ = life.close(job, 1, ack_of(job, UNITS, complete=True, will_check=True), b"a", "bad-output", NOW, CHECK)
+    job, _ = life.grant(job, next_attempt(job), until=0)
+    kept = job.open
+    job, _ = life.suspect(job, 1, NOW + CHECK)
+    job, _ = life.due(job, NOW + 30, GRACE)
+    assert (job.state, job.open) == (JobState.LEASED, kept)
+    job, _ = claim(job, ack_of(job, UNITS, complete=True, attempt=2), number=2)
+    assert job.attempt(2).state is AttemptState.OWED

@@ -199,15 +199,61 @@ def test_removed_provider_is_never_matched_and_its_rows_are_reused() -> None:
     assert len(book.table) == size
 
 
+def test_labels_of_offers_that_changed_or_left_are_forgotten() -> None:
+    book = book_of({"region": "DE"}, {"region": "DE"})
+    kept = len(book.labels)
+    for i in range(200):
+        add(book, 3, region=f"region {i}", gpu_class=f"class {i}")
+    assert len(book.labels) == kept + 4, "region, class, provider and owner of the last one"
+    book.drop(address(3))
+    assert len(book.labels) == kept
+    book.drop(address(1))
+    assert isinstance(match(book, wanted(limits=Limits(region="DE")), b"seed", NOW), Plan), "the other one still uses the word"
+    book.drop(address(2))
+    assert len(book.labels) == 0
+
+
+def test_label_that_came_back_has_another_number_and_still_matches() -> None:
+    book = book_of({"region": "DE"})
+    before = book.labels.find("DE")
+    book.drop(address(1))
+    assert book.labels.find("DE") == -1
+    add(book, 2, region="FR")
+    add(book, 1, region="DE")
+    assert book.labels.find("DE") not in (before, book.labels.find("FR"))
+    found = match(book, wanted(limits=Limits(region="DE")), b"seed", NOW)
+    assert isinstance(found, Plan)
+    assert found.provider == address(1)
+
+
 def test_reserved_places_run_out() -> None:
     book = book_of({"free": 2})
     for _ in range(2):
         assert isinstance(match(book, wanted(), b"seed", NOW), Plan)
-        book.move_places(address(1), -1)
+        book.move_places(address(1), MODELS[0], -1)
     found = match(book, wanted(), b"seed", NOW)
     assert isinstance(found, NoMatch)
-    book.move_places(address(1), 1)
+    book.move_places(address(1), MODELS[0], 1)
     assert isinstance(match(book, wanted(), b"seed", NOW), Plan)
+
+
+def test_reserved_places_of_one_model_leave_those_of_another() -> None:
+    book = book_of({})
+    entry = book.entries[address(1)]
+    book.put(replace(entry.advert, models=(*entry.advert.models, replace(entry.advert.models[0], model=MODELS[1]))))
+    entry.standing.free, entry.standing.places = 3, {MODELS[0]: 1, MODELS[1]: 2}
+    book.refresh(address(1))
+
+    def fitting() -> list[bool]:
+        return [isinstance(match(book, wanted(model=model), b"seed", NOW), Plan) for model in MODELS[:2]]
+
+    assert fitting() == [True, True]
+    book.move_places(address(1), MODELS[0], -1)
+    assert fitting() == [False, True]
+    book.move_places(address(1), MODELS[1], -2)
+    assert fitting() == [False, False]
+    book.move_places(address(1), MODELS[0], 1)
+    assert fitting() == [True, False]
 
 
 def test_weights_that_do_not_sum_to_one_are_refused() -> None:
@@ -301,3 +347,26 @@ def test_match_on_any_book_chooses_one_that_fits_or_counts_all(
         assert sum(r.count for r in found.removed) == found.considered == len(book.entries)
         assert len(told.rejected) == found.considered
         assert {r.filter for r in told.rejected} == {r.filter for r in found.removed}
+        assert told.removed == found.removed
+
+
+def test_explanation_of_a_large_book_counts_all_and_tells_some(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("gpumarket.scheduler.explain.LOOKED_AT_MAX", 64)
+    book = book_of(*[{"free": 0} if i % 3 else {} for i in range(900)], *[{"model": MODELS[1]} for _ in range(300)])
+    told = explain(book, wanted(), b"seed", NOW, 0.05)
+    assert told.considered == 1_200
+    assert [(r.filter, r.count) for r in told.removed] == [("model", 300), ("capacity", 600)]
+    assert {t.filter for t in told.rejected} <= {"model", "capacity"}
+    assert 0 < len(told.rejected) <= 128
+    book.walked = 0
+    explain(book, wanted(), b"seed", NOW, 0.05)
+    assert 900 <= book.walked <= 900 + 64, "the count alone looks at every seller"
+
+
+def test_walks_of_the_book_are_metered_and_draws_that_fit_are_not() -> None:
+    book = book_of(*[{} for _ in range(200)])
+    for i in range(50):
+        match(book, wanted(), b"%d" % i, NOW)
+    assert book.walked == 0
+    match(book, wanted(max_prompt_price=1), b"seed", NOW)
+    assert book.walked >= 200

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from settlement_chain import LocalChain, account, chain_journal, local_chain, party
+from settlement_chain import LocalChain, account, chain_journal, party
 
 from gpumarket.core.errors import ChainError, ConfigError, Unreachable, WrongChain
 from gpumarket.core.settings import ChainSettings
@@ -36,19 +36,6 @@ from gpumarket.testnet.anvil import Anvil
 PAYER, PAYEE = account(1), account(2)
 FAR = 4_000_000_000
 ETHER = 10**18
-
-
-@pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalChain]:
-    with local_chain(tmp_path_factory.mktemp("chain")) as running:
-        yield running
-
-
-@pytest.fixture
-async def chain(local: LocalChain) -> AsyncIterator[Chain]:
-    connected = await local.connect()
-    yield connected
-    await connected.close()
 
 
 @pytest.fixture
@@ -192,17 +179,20 @@ async def test_follower_reorganisation_deeper_than_it_remembers_starts_again(loc
     assert (view.channels, view.nodes, view.block) == (fresh.channels, fresh.nodes, fresh.block)
 
 
-async def test_follower_chain_that_became_shorter_is_followed_back(local: LocalChain, chain: Chain, payer: Actions) -> None:
+async def test_follower_shorter_chain_takes_back_nothing_until_it_is_another(local: LocalChain, chain: Chain, payer: Actions) -> None:
     view, follower = await followed(chain)
     snapshot = local.anvil.rpc("evm_snapshot")
     channel = await payer.open_channel(PAYEE.address, 14, FAR)
     local.mine(3)
     await follower.sync()
     assert channel in view.channels
+    before = view.block
     local.anvil.rpc("evm_revert", snapshot)
     await follower.sync()
-    assert channel not in view.channels
-    assert view.block == await chain.block_number()
+    assert (channel in view.channels, view.block, follower.rewinds) == (True, before, 0)  # it knows less, it says nothing else
+    local.mine(before - await chain.block_number() + 1)
+    await follower.sync()
+    assert (channel in view.channels, view.block, follower.rewinds) == (False, before + 1, 1)
 
 
 async def test_follower_run_publishes_and_ends_when_told(chain: Chain, payer: Actions) -> None:

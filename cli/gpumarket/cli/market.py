@@ -57,13 +57,15 @@ def explanation_document(found: market_pb2.Explanation) -> dict[str, Any]:
             }
             for s in found.candidates
         ],
+        "removed": [{"filter": c.filter, "providers": c.removed, "example": c.example} for c in found.removed],
         "rejected": [{"provider": hex0x(r.provider), "filter": r.filter, "reason": r.reason} for r in found.rejected],
     }
 
 
 def _show(document: dict[str, Any]) -> None:
     current().table(document["candidates"], title=f"{document['considered']} considered")
-    current().table(document["rejected"], title="struck out")
+    current().table(document["removed"], title="struck out, by filter")
+    current().table(document["rejected"], title="some of them")
 
 
 def _document(offer: OfferView) -> dict[str, Any]:
@@ -75,6 +77,7 @@ def _document(offer: OfferView) -> dict[str, Any]:
         "region": offer.region,
         "gpus": list(offer.gpus),
         "measured_mflops": offer.measured_mflops,
+        "proven_mflops": offer.proven_mflops,
         "model": hex0x(offer.model),
         "name": offer.name,
         "dtype": offer.dtype,
@@ -90,7 +93,7 @@ def _row(offer: OfferView) -> dict[str, Any]:
     return {
         "provider": hex0x(offer.provider),
         "gpu": ", ".join(offer.gpus),
-        "GFLOP/s": f"{offer.measured_mflops / 1_000:,.1f}",
+        "proven GFLOP/s": f"{offer.proven_mflops / 1_000:,.1f}" if offer.proven_mflops else "-",
         "model": offer.name,
         "dtype": offer.dtype,
         "warm": offer.warm,

@@ -29,7 +29,8 @@ def start(
     from gpumarket.node.settings import ProviderSettings
 
     flags = {"state": state, "listen": listen, "advertise": advertise, "key_file": key_file, "password_file": password_file}
-    main(settings.role(ProviderSettings, config, flags), settings.chain(config))
+    provider = settings.role(ProviderSettings, config, flags)
+    main(provider, settings.chain(config), password=daemons.asked_password(provider.key_file, provider.password_file))
 
 
 @verb(app, "status")

@@ -73,7 +73,7 @@ def _content(text: str | None, file: Path | None) -> str:
     try:
         content = file.read_text("utf-8") if file is not None else sys.stdin.read() if text in (None, "-") else text
     except OSError as error:
-        raise ConfigError(f"cannot read {file}: {error.strerror}") from error
+        raise ConfigError(f"cannot read {file}: {error.strerror}", hint="give a file that can be read, or - for standard input") from error
     if not content or not content.strip():
         raise ConfigError("there is nothing to run: the text is empty", hint="gpumarket run --help")
     return content

@@ -28,7 +28,8 @@ def start(
     from gpumarket.scheduler.settings import SchedulerSettings
 
     flags = {"state": state, "listen": listen, "key_file": key_file, "password_file": password_file}
-    main(settings.role(SchedulerSettings, config, flags), settings.chain(config))
+    scheduler = settings.role(SchedulerSettings, config, flags)
+    main(scheduler, settings.chain(config), password=daemons.asked_password(scheduler.key_file, scheduler.password_file))
 
 
 @verb(app, "status")

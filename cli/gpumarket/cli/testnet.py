@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from gpumarket.cli import testnet_audit, testnet_chaos, testnet_errand
 from gpumarket.cli.output import current
 from gpumarket.cli.verbs import noun, verb
 from gpumarket.core.errors import ConfigError, GpumarketError
@@ -23,6 +24,9 @@ if TYPE_CHECKING:
 
 app = noun("A whole market on this machine.")
 DirOption = Annotated[Path, typer.Option("--dir", help="The testnet's folder.")]
+_CHEATS = (
+    "And a provider that cheats so: lower-precision, cheaper-model, cut-prompt, inflated-count, forged-receipt, silence, copied-offer."
+)
 _DEFAULT = Path(".testnet")
 _DETACH_SECONDS = 180.0
 
@@ -31,13 +35,17 @@ _DETACH_SECONDS = 180.0
 def up(
     folder: DirOption = _DEFAULT,
     providers: Annotated[int, typer.Option(min=1, max=16, help="Honest providers.")] = 3,
-    cheater: Annotated[bool, typer.Option("--cheater", help="And one that sells a bf16 MiniLM as fp32.")] = False,
+    cheater: Annotated[list[str] | None, typer.Option("--cheater", help=_CHEATS, metavar="KIND")] = None,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Come back when it is up; `gpumarket testnet down` ends it.")] = False,
 ) -> Any:
     """Start chain, contracts, scheduler and providers; runs until Ctrl-C, or in the background with --detach."""
+    from gpumarket.testnet.plan import CHEATS
+
+    if unknown := [kind for kind in cheater or [] if kind not in CHEATS]:
+        raise ConfigError(f"there is no cheat {unknown[0]!r}", hint=f"one of {', '.join(CHEATS)}")
     if detach:
-        return _detached(folder, providers, cheater)
-    return _foreground(folder, providers, cheater)
+        return _detached(folder, providers, cheater or [])
+    return _foreground(folder, providers, cheater or [])
 
 
 @verb(app, "status")
@@ -59,12 +67,13 @@ def env(folder: DirOption = _DEFAULT) -> None:
     from gpumarket.testnet.folder import Folder
 
     variables = {"GPUMARKET_CONFIG": Folder.at(folder).describe()["client"]["config"]}
-    current().emit(variables, lambda console: console.print("\n".join(f"export {k}={shlex.quote(v)}" for k, v in variables.items())))
+    lines = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
+    current().emit(variables, lambda _: current().text(lines))  # as it is: a shell reads it, and a console would break long lines
 
 
 @verb(app, "logs")
 def logs(
-    role: Annotated[str, typer.Argument(help="scheduler, provider-1, ..., anvil")],
+    role: Annotated[str, typer.Argument(help="scheduler, provider-1, ..., or supervisor of one in the background.")],
     folder: DirOption = _DEFAULT,
     lines: Annotated[int, typer.Option("--lines", "-n", min=1, help="How many of the last lines.")] = 50,
     follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as they come.")] = False,
@@ -86,6 +95,24 @@ def logs(
             time.sleep(0.2)
 
 
+@verb(app, "provision")
+async def provision(
+    roles: Annotated[list[str], typer.Argument(metavar="ROLE...", help="scheduler, client, provider-1, ..., cheater-<kind>.")],
+    rpc: Annotated[str, typer.Option("--rpc", help="The chain, an anvil.")],
+    network: Annotated[Path, typer.Option("--network", help="Folder that all roles will read.")] = Path("/network"),
+    folders: Annotated[Path, typer.Option("--roles", help="Folder of the roles' own folders.")] = Path("/roles"),
+    database_password: Annotated[
+        Path | None, typer.Option("--database-password", help="File to make for the ledgers' PostgreSQL; SQLite without.")
+    ] = None,
+) -> None:
+    """Prepare a network of hosts or containers: contracts, models, wallets, money, settings. Safe to run again."""
+    from gpumarket.testnet import provision as hosts
+
+    what = hosts.Provision(network, folders, rpc, tuple(roles), database_password)
+    done = await hosts.provision(what, current().progress)
+    current().emit(done, lambda _: current().table([{"role": r, "address": a} for r, a in done["roles"].items()], title="Prepared"))
+
+
 @verb(app, "down")
 def down(folder: DirOption = _DEFAULT) -> None:
     """End a testnet: its supervisor, then whatever of it is left. Its folder stays and can come up again."""
@@ -103,11 +130,16 @@ def down(folder: DirOption = _DEFAULT) -> None:
     current().emit({"ended": ended})
 
 
-async def _foreground(folder: Path, providers: int, cheater: bool) -> None:
+verb(app, "audit")(testnet_audit.command)
+verb(app, "chaos")(testnet_chaos.command)
+verb(app, "errand")(testnet_errand.command)
+
+
+async def _foreground(folder: Path, providers: int, cheats: list[str]) -> None:
     from gpumarket.testnet import plan
     from gpumarket.testnet.network import Network
 
-    sellers = plan.honest(providers) + ((plan.cheater(),) if cheater else ())
+    sellers = (*plan.honest(providers), *plan.cheaters(cheats))
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
@@ -147,7 +179,7 @@ def _welcome(network: Network) -> None:
     )
 
 
-def _detached(folder: Path, providers: int, cheater: bool) -> None:
+def _detached(folder: Path, providers: int, cheats: list[str]) -> None:
     from gpumarket.testnet.folder import Folder
     from gpumarket.testnet.processes import last_lines
 
@@ -156,10 +188,9 @@ def _detached(folder: Path, providers: int, cheater: bool) -> None:
     place.logs.mkdir(exist_ok=True, mode=0o700)
     log = place.logs / "supervisor.log"
     argv = [sys.executable, "-m", "gpumarket.cli.main", "testnet", "up", "-v", "--dir", str(place.root), "--providers", str(providers)]
+    argv += [word for kind in cheats for word in ("--cheater", kind)]
     with log.open("wb") as sink:
-        supervisor = subprocess.Popen(
-            [*argv, *(["--cheater"] if cheater else [])], stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, start_new_session=True
-        )
+        supervisor = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, start_new_session=True)
     deadline = time.monotonic() + _DETACH_SECONDS
     while not place.manifest.exists():
         if supervisor.poll() is not None or time.monotonic() > deadline:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import asyncio
 import functools
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from gpumarket.cli.output import Format, Output, active
+from gpumarket.cli.output import Format, Output, active, current
 
 Verb = Callable[..., Any]
+TERMINATED = 143
+"""Exit code of a verb that SIGTERM ended: 128 + 15, as a shell has it."""
 
 ConfigOption = Annotated[
     Path | None,
@@ -40,6 +42,15 @@ def verb(app: typer.Typer, name: str) -> Callable[[Verb], Verb]:
     return register
 
 
+def _run(work: Coroutine[Any, Any, None]) -> None:
+    """Run an async verb. One that takes SIGTERM cancels its own task, so that it tidies up, and ends with that signal's exit code."""
+    try:
+        asyncio.run(work)
+    except asyncio.CancelledError:
+        current().note("terminated")
+        raise typer.Exit(TERMINATED) from None
+
+
 def with_common_options(function: Verb) -> Verb:
     """`function` as Typer should see it: its own parameters, then -o and -v."""
     hints = get_type_hints(function, include_extras=True)
@@ -49,7 +60,7 @@ def with_common_options(function: Verb) -> Verb:
         with active(Output(output, verbose)):
             result = function(**given)
             if inspect.iscoroutine(result):
-                asyncio.run(result)
+                _run(result)
 
     own = [p.replace(annotation=hints[n], kind=p.KEYWORD_ONLY) for n, p in inspect.signature(function).parameters.items()]
     common = [

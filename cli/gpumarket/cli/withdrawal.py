@@ -3,31 +3,27 @@
 from __future__ import annotations
 
 from gpumarket.core import keystore
-from gpumarket.core.daemon import StateFolder
 from gpumarket.core.settings import ChainSettings
-from gpumarket.core.units import Money
+from gpumarket.core.signing import LocalKey
+from gpumarket.core.units import Address, Money
+from gpumarket.sdk.logs import log_to_stderr
+from gpumarket.sdk.offline import journal_of
 from gpumarket.sdk.settings import ClientSettings
-from gpumarket.sdk.tables import METADATA
 
 
-async def withdraw_credit(settings: ClientSettings, chain_settings: ChainSettings, password: str) -> Money:
-    """Withdraw to the wallet what was credited to it; 0 when nothing was. Raises WalletError, ChainError, StateLocked."""
+async def withdraw_credit(settings: ClientSettings, chain_settings: ChainSettings, key: LocalKey, to: Address | None = None) -> Money:
+    """Withdraw what was credited to the key, to itself or `to`; 0 when nothing was. Raises WalletError, ChainError, StateLocked."""
     from gpumarket.settlement.chain import Actions, Sender, connect
-    from gpumarket.settlement.journal import Journal
 
-    key = keystore.load(settings.key_file, password)
-    with StateFolder(settings.state) as state:
-        journal = Journal(f"sqlite:///{(state / 'journal.db').resolve()}", METADATA)
-        journal.open()
+    log_to_stderr()
+    async with journal_of(settings) as journal:
+        chain = await connect(chain_settings)
         try:
-            chain = await connect(chain_settings)
-            try:
-                actions = Actions(chain, Sender(chain, key, journal))
-                credited = await actions.credited()
-                if credited:
-                    await actions.withdraw()
-                return Money(credited)
-            finally:
-                await chain.close()
+            keystore.refuse_test_key(key.address, chain.book.chain_id)
+            actions = Actions(chain, Sender(chain, key, journal))
+            credited = await actions.credited()
+            if credited:
+                await actions.withdraw(to)
+            return Money(credited)
         finally:
-            await journal.close()
+            await chain.close()

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from gpumarket.core.errors import ConfigError
 
-CONTRACT_NAMES: Final = ("MarketToken", "PaymentChannels", "StakeRegistry")
+CONTRACT_NAMES: Final = ("Disputes", "MarketToken", "PaymentChannels", "StakeRegistry")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +34,7 @@ class Artifact:
     """Variables by slot, and the members of each struct."""
     compiler: str
     source_hash: str
-    """SHA-256 over the names and contents of all sources that were compiled together, OpenZeppelin's included."""
+    """SHA-256 over the names and contents of the contract's source and all that it imports, OpenZeppelin's included."""
 
     def matches(self, runtime: bytes) -> bool:
         """Whether code read from a chain is this contract's, whatever its immutables hold."""

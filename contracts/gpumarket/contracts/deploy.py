@@ -1,7 +1,7 @@
 """Deployment of the market's contracts, and the address book by which everyone else finds and checks them.
 
-Invariant: a book that passes `verify` names, on the chain at hand, this version's registry and channels, with the very code, constructor
-arguments included, that was there when the book was written. A book is trusted like a setting: take it from who deployed, not from a peer.
+Invariant: a book that passes `verify` names, on the chain at hand, this version's contracts, with the very code, constructor arguments
+included, that was there when the book was written. A book is trusted like a setting: take it from who deployed, not from a peer.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Self
 
 from gpumarket.contracts.artifacts import Artifact, artifact
+from gpumarket.contracts.dispute_terms import DisputeTerms
 from gpumarket.core.errors import ConfigError, TransactionFailed, WrongChain
 from gpumarket.core.terms import keccak256
 
@@ -28,7 +29,7 @@ TEST_CHAIN_ID: Final = 31337
 """The only chain on which MarketToken exists; elsewhere an existing ERC-20 is named."""
 RECEIPT_SECONDS: Final = 60.0
 _POLL_SECONDS = 0.1
-_CONTRACT_OF: Final = {"token": "MarketToken", "registry": "StakeRegistry", "channels": "PaymentChannels"}
+_CONTRACT_OF: Final = {"token": "MarketToken", "registry": "StakeRegistry", "channels": "PaymentChannels", "disputes": "Disputes"}
 _GAS_BASE = 300_000
 _GAS_PER_BYTE = 240
 """Creation costs 200 gas a byte of code, and its calldata at most 16 (EIP-2028) plus init code words (EIP-3860)."""
@@ -40,13 +41,15 @@ class AddressBook:
 
     chain_id: int
     token: str
-    """ERC-20 of stake and channels; checksummed 0x text, like the next two."""
+    """ERC-20 of stake and channels; checksummed 0x text, like the next three."""
     registry: str
     channels: str
+    disputes: str
+    """Who alone can slash in the registry; the zero address where nobody can."""
     deployed_block: int
     """First block that can hold an event of these contracts: where a follower begins."""
     code_hashes: Mapping[str, str]
-    """keccak256 of the runtime code by field name (token, registry, channels), 0x text."""
+    """keccak256 of the runtime code by field name (token, registry, channels, disputes), 0x text."""
 
     @classmethod
     def load(cls, path: Path) -> Self:
@@ -86,9 +89,31 @@ class AddressBook:
             raise WrongChain(why, hint="point GPUMARKET_CHAIN_RPC_URL and GPUMARKET_CHAIN_ADDRESS_BOOK at the same network")
         for field, name in _CONTRACT_OF.items():
             address: str = getattr(self, field)
+            if field == "disputes" and address == ZERO_ADDRESS:
+                continue  # a registry in which nobody can slash; its own code hash says so
             code = bytes(await w3.eth.get_code(w3.to_checksum_address(address)))
             ours = field != "token" or self.chain_id == TEST_CHAIN_ID
             _check_code(f"{field} {address}", code, self.code_hashes[field], artifact(name) if ours else None)
+
+
+@dataclass(frozen=True)
+class EntryLimits:
+    """What the contracts refuse to take in, fixed at deployment; 0 and the zero address mean none. Nothing here touches a way out."""
+
+    guardian: str = ZERO_ADDRESS
+    """Who may pause entry: opening, topping up, staking. It can do nothing else, and nobody can replace it."""
+    channel_max: int = 0
+    """Most base units that one channel may hold unclaimed."""
+    channels_total_max: int = 0
+    """Most base units that PaymentChannels may hold."""
+    stake_max: int = 0
+    """Most base units that one node may hold, bonded and unbonding."""
+    stakes_total_max: int = 0
+    """Most base units that StakeRegistry may hold."""
+
+
+NO_LIMITS: Final = EntryLimits()
+"""Whoever comes in may bring anything. For test networks; elsewhere it has to be asked for by name."""
 
 
 async def deploy(
@@ -97,27 +122,46 @@ async def deploy(
     *,
     unbonding_delay_s: int,
     close_window_s: int,
-    disputes: str = ZERO_ADDRESS,
+    disputes: DisputeTerms | None = None,
+    without_disputes: bool = False,
     token: str | None = None,
+    limits: EntryLimits | None = None,
 ) -> AddressBook:
-    """Deploy registry and channels, and a MarketToken unless `token` names an ERC-20 that exists.
+    """Deploy registry, channels and disputes, and a MarketToken unless `token` names an ERC-20 that exists.
 
-    All transactions are sent with their nonces given and awaited once: one block in all. Raises ConfigError when a MarketToken is asked for
-    on a chain that is not a test network, TransactionFailed when a constructor refuses.
+    `disputes` are the terms of Disputes, by default those that fit the unbonding delay; `without_disputes` deploys a registry in which
+    nobody can slash. `limits` must be given where the tokens are worth something: they cannot be set later. Registry and Disputes name each
+    other: the latter's address follows from account and nonce before it exists.
+
+    All transactions are sent with their nonces given and awaited once: one block in all. Raises ConfigError when a MarketToken, or no
+    limits, are asked for on a chain that is not a test network, TransactionFailed when a constructor refuses.
     """
     chain_id = await w3.eth.chain_id
     if token is None and chain_id != TEST_CHAIN_ID:
         raise ConfigError(f"MarketToken is play money and never goes to chain {chain_id}", hint="name an existing ERC-20 as token")
+    if limits is None and chain_id != TEST_CHAIN_ID:
+        raise ConfigError(
+            f"on chain {chain_id} say how much may come in at launch: the contracts' limits are fixed when they are deployed",
+            hint="give limits=EntryLimits(guardian=..., channel_max=..., ...), or NO_LIMITS",
+        )
+    limits = limits or NO_LIMITS
+    guardian = w3.to_checksum_address(limits.guardian)
+    stakes = (guardian, limits.stake_max, limits.stakes_total_max)
+    channels_limits = (guardian, limits.channel_max, limits.channels_total_max)
     deployer = await _Deployer.begin(w3, account, chain_id)
     money = w3.to_checksum_address(token) if token else await deployer.create("MarketToken")
-    registry = await deployer.create("StakeRegistry", money, w3.to_checksum_address(disputes), unbonding_delay_s)
-    channels = await deployer.create("PaymentChannels", money, close_window_s)
+    judge = w3.to_checksum_address(ZERO_ADDRESS) if without_disputes else deployer.address_after(2)
+    registry = await deployer.create("StakeRegistry", money, judge, unbonding_delay_s, *stakes)
+    channels = await deployer.create("PaymentChannels", money, close_window_s, *channels_limits)
+    if not without_disputes:
+        fitting = DisputeTerms.for_test_network if chain_id == TEST_CHAIN_ID else DisputeTerms.scaled
+        await deployer.create("Disputes", registry, (disputes or fitting(unbonding_delay_s)).words())
     block = await deployer.finish()
     hashes = {
         field: "0x" + keccak256(bytes(await w3.eth.get_code(address))).hex()
-        for field, address in (("token", money), ("registry", registry), ("channels", channels))
+        for field, address in (("token", money), ("registry", registry), ("channels", channels), ("disputes", judge))
     }
-    book = AddressBook(chain_id, money, registry, channels, block, hashes)
+    book = AddressBook(chain_id, money, registry, channels, judge, block, hashes)
     await book.verify(w3)
     return book
 
@@ -135,8 +179,6 @@ class _Deployer:
         return cls(w3, account, chain_id, nonce, 2 * await w3.eth.gas_price)
 
     async def create(self, name: str, *arguments: object) -> ChecksumAddress:
-        from eth_utils.address import to_checksum_address
-
         compiled = artifact(name)
         constructor = self._w3.eth.contract(abi=compiled.abi, bytecode=compiled.bytecode).constructor(*arguments)
         data = bytes.fromhex(constructor.data_in_transaction.removeprefix("0x"))
@@ -150,9 +192,15 @@ class _Deployer:
         }
         signed = self._account.sign_transaction(transaction)
         self._sent.append((name, await self._w3.eth.send_raw_transaction(signed.raw_transaction)))
-        address = _create_address(bytes.fromhex(self._account.address[2:]), self._nonce)
+        address = self.address_after(0)
         self._nonce += 1
-        return to_checksum_address(address)
+        return address
+
+    def address_after(self, creations: int) -> ChecksumAddress:
+        """Where the contract will be that is created after that many others from here."""
+        from eth_utils.address import to_checksum_address
+
+        return to_checksum_address(_create_address(bytes.fromhex(self._account.address[2:]), self._nonce + creations))
 
     async def finish(self) -> int:
         """Wait for all; the number of the first block."""
@@ -193,7 +241,7 @@ def _problem(document: object) -> str:
     expected = {field.name for field in fields(AddressBook)}
     if document.keys() != expected:
         return f"fields {_names(document.keys() ^ expected)} are missing or unknown"
-    integers, texts = ("chain_id", "deployed_block"), ("token", "registry", "channels")
+    integers, texts = ("chain_id", "deployed_block"), ("token", "registry", "channels", "disputes")
     if any(not isinstance(document[name], int) or isinstance(document[name], bool) or document[name] < 0 for name in integers):
         return f"{_names(integers)} must be integers"
     if any(not _is_hex(document[name], 20) for name in texts):

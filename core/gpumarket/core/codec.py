@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TypeVar
 
 from google.protobuf.message import DecodeError, Message
 
@@ -36,21 +36,23 @@ CALL_SKEW_SECONDS = 60
 
 def to_proto(term: Term, message: M) -> M:
     """Fill `message` (of the term's name) from the term, and return it."""
-    for (name, word), value in zip(term.WORDS, term.VALUES(term), strict=True):
-        setattr(message, name, money_bytes(value) if word.solidity == "uint96" else value)
+    values = list(term.VALUES(term))
+    for at in term.MONEY:
+        values[at] = money_bytes(values[at])
+    for (name, _), value in zip(term.WORDS, values, strict=True):
+        setattr(message, name, value)
     return message
 
 
 def from_proto(cls: type[T], message: Message) -> T:
     """The term that `message` holds. Raises ProtocolError naming the field that does not fit."""
-    values: dict[str, Any] = {}
+    values = list(cls.VALUES(message))
     try:
-        for name, word in cls.WORDS:
-            value = getattr(message, name)
-            values[name] = money_from_bytes(value) if word.solidity == "uint96" else value
-        for name, kind in cls.ENUMS:
-            values[name] = kind(values[name])
-        return cls(**values)
+        for at in cls.MONEY:
+            values[at] = money_from_bytes(values[at])
+        for at, kind in cls.ENUMS_AT:
+            values[at] = kind(values[at])
+        return cls(*values)
     except ValueError as error:
         raise ProtocolError(f"a {cls.__name__} came that is none: {error}") from error
 
@@ -135,6 +137,12 @@ def open_receipt(domain: Domain, signed: pb.SignedReceipt, provider: Address) ->
     return receipt
 
 
+def open_voucher(domain: Domain, signed: pb.SignedVoucher) -> tuple[Voucher, Address]:
+    """The voucher and who signed it, in the channels' domain."""
+    voucher = from_proto(Voucher, signed.voucher)
+    return voucher, recover(domain.digest(voucher.struct_hash), signed.signature)
+
+
 def voucher_proto(voucher: Voucher, signature: bytes) -> pb.SignedVoucher:
     return pb.SignedVoucher(voucher=to_proto(voucher, pb.Voucher()), signature=signature)
 
@@ -188,7 +196,8 @@ class CallGuard:
         if recover(self._domain.digest(term.struct_hash), call.signature) != call.caller:
             raise BadSignature(f"the call {method} is not signed by its caller for this receiver")
         caller = Address(call.caller)
-        self._strangers.refuse(call.caller + call.nonce)  # it may have become known since
+        for memory in (self._strangers, self._own.get(caller, self._strangers)):  # it may have become known since, or unknown
+            memory.refuse(call.caller + call.nonce)
         self._memory(caller, now).remember(call.caller + call.nonce, now)
         return caller, parse(body, call.body)
 

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import fcntl
+import gc
 import json as jsonlib
 import logging
 import os
 import signal
+import stat
 import sys
 from collections.abc import Awaitable, Callable, Mapping, MutableMapping
 from pathlib import Path
@@ -41,10 +43,16 @@ def configure_logging(role: str, *, json: bool = True, level: int = logging.INFO
 
 
 def _redact(_logger: Any, _name: str, event: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
-    for key in event:
-        if key in _SECRET_KEYS:
-            event[key] = "***"
+    for key, value in event.items():
+        event[key] = "***" if key in _SECRET_KEYS else _masked(value)
     return event
+
+
+def _masked(value: Any) -> Any:
+    """`value` with what lies under secret names masked, however deep."""
+    if isinstance(value, Mapping):
+        return {key: "***" if key in _SECRET_KEYS else _masked(inner) for key, inner in value.items()}
+    return [_masked(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 class StateFolder:
@@ -57,6 +65,8 @@ class StateFolder:
     def __enter__(self) -> Path:
         try:
             self.path.mkdir(parents=True, exist_ok=True, mode=0o700)
+            if stat.S_IMODE(self.path.stat().st_mode) & 0o077:
+                self.path.chmod(0o700)  # orders, prompts and vouchers lie here
             self._lock = (self.path / "lock").open("a+")
         except OSError as error:
             raise ConfigError(f"cannot use the state folder {self.path}: {error.strerror}", hint="give another with --state") from error
@@ -96,3 +106,13 @@ def write_json(path: Path, document: Mapping[str, Any]) -> None:
     temporary = path.with_suffix(path.suffix + ".new")
     temporary.write_text(jsonlib.dumps(document, indent=2) + "\n")
     temporary.replace(path)
+
+
+def settle_memory() -> None:
+    """Have the garbage collector look seldom at what lives long: all that there is now, and the values that a daemon keeps by the thousand.
+
+    These hold no cycles; looking through them again and again was a tenth of the work of an order.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(50_000, 20, 100)

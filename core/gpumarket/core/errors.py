@@ -12,12 +12,14 @@
     ├── FundsError                     5   yours: money is missing
     │   ├── OutOfFunds
     │   ├── OverMaxCost                    the quote is over the limit you set
+    │   ├── SpendLimitReached              the day's cap; says when it frees
     │   └── ChannelExpiring
     ├── NetworkError                   6   nobody's: something between
     │   ├── Unreachable
     │   ├── P2PUnavailable
     │   └── ChainError
     │       ├── WrongChain                 another chain id, or other code at a contract's address
+    │       ├── InconsistentChain          an endpoint contradicts itself or another one: nothing is taken from it
     │       └── TransactionFailed          reverted, with the contract's named error
     ├── MatchError                     7   the market's
     │   ├── NoProvider                     which filter removed how many
@@ -118,6 +120,10 @@ class OverMaxCost(FundsError):
     code = "over_max_cost"
 
 
+class SpendLimitReached(FundsError):
+    code = "spend_limit"
+
+
 class ChannelExpiring(FundsError):
     code = "channel_expiring"
 
@@ -140,6 +146,10 @@ class ChainError(NetworkError):
 
 class WrongChain(ChainError):
     code, retryable = "wrong_chain", False
+
+
+class InconsistentChain(ChainError):
+    code = "inconsistent_chain"
 
 
 class TransactionFailed(ChainError):
@@ -206,11 +216,11 @@ class JournalError(GpumarketError):
 
 
 def by_code() -> dict[str, type[GpumarketError]]:
-    """Every class of the tree by its code, so that an error crosses the wire and comes back as itself."""
+    """Every class of this module by its code: an error crosses the wire and comes back as itself. What others derive stays at home."""
     found: dict[str, type[GpumarketError]] = {}
     todo: list[type[GpumarketError]] = [GpumarketError]
     while todo:
         cls = todo.pop()
         found.setdefault(cls.code, cls)
-        todo.extend(cls.__subclasses__())
+        todo.extend(below for below in cls.__subclasses__() if below.__module__ == __name__)
     return found

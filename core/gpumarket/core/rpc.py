@@ -12,8 +12,8 @@ import hashlib
 import json
 import os
 import ssl
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -40,12 +40,17 @@ from gpumarket.core.errors import (
     WalletError,
     by_code,
 )
+from gpumarket.core.hostile_text import one_line
 from gpumarket.core.units import Hash
 
 SERVER_NAME = "gpumarket"
 MESSAGE_BYTES_MAX = 32 * 1024 * 1024
 CALL_SECONDS = 10.0
+HANDSHAKE_SECONDS = 5.0
+"""Within which a server must have shown its certificate, name look-up and TCP included."""
 _ERROR_KEY = "gpumarket-error"
+MESSAGE_MAX, FILTERS_MAX = 2_000, 64
+"""Of an error that a peer sent: characters of its message, entries of its filters' counts."""
 _OPTIONS = [
     ("grpc.max_receive_message_length", MESSAGE_BYTES_MAX),
     ("grpc.max_send_message_length", MESSAGE_BYTES_MAX),
@@ -61,6 +66,8 @@ SERVER_OPTIONS = [
     ("grpc.so_reuseport", 0),
 ]
 _OURS = (JournalError, EngineFailed, ConfigError, WalletError, ChainError)
+_LINK = (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED, grpc.StatusCode.INTERNAL)
+"""Statuses of a link or a transport. INTERNAL: gRPC's own word for a connection that breaks in mid-message; we never say it."""
 _STATUS = {
     "busy": grpc.StatusCode.RESOURCE_EXHAUSTED,
     "bad_signature": grpc.StatusCode.UNAUTHENTICATED,
@@ -107,16 +114,33 @@ async def pinned_channel(endpoint: str, key_hash: bytes) -> AsyncIterator[grpc.a
 
 async def open_channel(endpoint: str, key_hash: bytes) -> grpc.aio.Channel:
     """As `pinned_channel`, for a channel that outlives a block. Reuse channels: opening one costs two handshakes."""
-    host, _, port = endpoint.rpartition(":")
     try:
-        pem = await asyncio.to_thread(ssl.get_server_certificate, (host.strip("[]"), int(port)), timeout=5.0)
+        async with asyncio.timeout(HANDSHAKE_SECONDS):
+            certificate = await _certificate(endpoint)
+    except TimeoutError as error:
+        said = f"{endpoint} does not answer: no TLS handshake within {HANDSHAKE_SECONDS:.0f} s"
+        raise Unreachable(said, hint="check that it runs and that nothing else has its port") from error
     except (OSError, ValueError) as error:
         raise Unreachable(f"{endpoint} does not answer: {error}", hint="check that it runs and that the port is open") from error
-    found = _key_hash(x509.load_pem_x509_certificate(pem.encode()))
+    found = _key_hash(certificate)
     if found != key_hash:
         raise BadSignature(f"{endpoint} shows a TLS key with hash 0x{found.hex()}, pinned is 0x{bytes(key_hash).hex()}")
     options = [*_OPTIONS, ("grpc.ssl_target_name_override", SERVER_NAME)]
-    return grpc.aio.secure_channel(endpoint, grpc.ssl_channel_credentials(pem.encode()), options=options)
+    pem = certificate.public_bytes(serialization.Encoding.PEM)
+    return grpc.aio.secure_channel(endpoint, grpc.ssl_channel_credentials(pem), options=options)
+
+
+async def _certificate(endpoint: str) -> x509.Certificate:
+    """What a server shows, unverified. Never in a thread: a handful of peers that drip their handshake would hold every one there is."""
+    host, _, port = endpoint.rpartition(":")
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname, context.verify_mode = False, ssl.CERT_NONE  # the caller compares the key's hash
+    _, writer = await asyncio.open_connection(host.strip("[]"), int(port), ssl=context, server_hostname=SERVER_NAME)
+    try:
+        shown: bytes = writer.get_extra_info("ssl_object").getpeercert(binary_form=True)
+        return x509.load_der_x509_certificate(shown)
+    finally:
+        writer.transport.abort()
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: GpumarketError) -> NoReturn:
@@ -142,6 +166,19 @@ def for_peer(error: GpumarketError) -> GpumarketError:
     return told
 
 
+@contextmanager
+def hangup_is_unreachable(peer: str) -> Iterator[None]:
+    """For a call on a shared channel that this side may close: gRPC then cancels the call, and whoever awaits it would end as if cancelled
+    itself. Raises Unreachable for that; a cancellation of the task stays one."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        task = asyncio.current_task()
+        if task is None or task.cancelling():
+            raise
+        raise Unreachable(f"the connection to {peer} was given up while it was asked", hint="try again") from None
+
+
 def from_rpc(error: grpc.aio.AioRpcError, peer: str) -> GpumarketError:
     """The error that the peer sent, or Unreachable for what the transport says."""
     metadata: Any = error.trailing_metadata() or ()  # pairs; the stubs do not say so
@@ -151,22 +188,25 @@ def from_rpc(error: grpc.aio.AioRpcError, peer: str) -> GpumarketError:
             return rebuild(hostile_json.loads(details))
         except (ValueError, TypeError, AttributeError) as broken:
             return ProtocolError(f"{peer} failed with an error that is none: {broken}")
-    if error.code() in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED, grpc.StatusCode.CANCELLED):
-        return Unreachable(
-            f"{peer} does not answer: {error.code().name.lower()} ({error.details()})", hint="try again; it may be restarting"
-        )
-    return GpumarketError(f"{peer} failed: {error.code().name.lower()} ({error.details()})", retryable=False)
+    said = f"{error.code().name.lower()} ({one_line(error.details() or '')})"
+    if error.code() in _LINK:
+        return Unreachable(f"{peer} does not answer: {said}", hint="try again; it may be restarting")
+    return GpumarketError(f"{peer} failed: {said}", retryable=False)
 
 
 def rebuild(details: dict[str, Any]) -> GpumarketError:
-    """An error from its wire form {code, message, hint, retryable, ...}. Codes of a newer peer come back as GpumarketError."""
+    """An error from its wire form {code, message, hint, retryable, ...}. Codes of a newer peer come back as GpumarketError; a peer whose
+    own ledger fails counts as one that cannot be reached."""
     cls = by_code().get(str(details.get("code")), GpumarketError)
-    message, hint = str(details.get("message", "")), str(details.get("hint", ""))
+    message, hint = one_line(str(details.get("message", "")), most=MESSAGE_MAX), one_line(str(details.get("hint", "")))
     if cls is NoProvider:
-        removed = {str(k): int(v) for k, v in dict(details.get("removed", {})).items()}
+        counts = list(dict(details.get("removed", {})).items())[:FILTERS_MAX]
+        removed = {one_line(str(k), most=50): int(v) for k, v in counts}
         return NoProvider(message, removed=removed, considered=int(details.get("considered", 0)), hint=hint)
     if cls is Busy:
         return Busy(message, retry_after_seconds=float(details.get("retry_after_seconds", 1.0)), hint=hint)
+    if cls is JournalError:  # the peer's, not ours: it stops serving and may be back, and no daemon of ours ends with it
+        return Unreachable(message, hint=hint)
     if cls.__init__ is not GpumarketError.__init__:
         cls = GpumarketError
     return cls(message, hint=hint, retryable=bool(details.get("retryable", False)))

@@ -13,9 +13,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, TypeVar
 
-from pydantic import BaseModel, ConfigDict, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError, field_validator
 
 from gpumarket.core.errors import ConfigError
+from gpumarket.core.units import Address, parse_address
 
 S = TypeVar("S", bound="Settings")
 ENV_PREFIX = "GPUMARKET_"
@@ -28,6 +29,26 @@ class Settings(BaseModel):
     section: ClassVar[str] = ""
 
 
+class StakedSettings(Settings):
+    """Base of the roles that stake."""
+
+    owner: str = ""
+    """Address of a cold key that owns the stake; empty: this daemon's own key does. The owner agrees with `gpumarket stake approve` and
+    stakes with `gpumarket stake add`; whoever steals the daemon's key can then not take the stake out."""
+
+    @field_validator("owner")
+    @classmethod
+    def _is_address(cls, value: str) -> str:
+        if value:
+            parse_address(value)
+        return value
+
+    @property
+    def owner_address(self) -> Address | None:
+        """Who owns the stake, None for the daemon's own key."""
+        return parse_address(self.owner) if self.owner else None
+
+
 class ChainSettings(Settings):
     """Which chain, and which contracts on it."""
 
@@ -38,6 +59,14 @@ class ChainSettings(Settings):
     confirmations: int = 2
     """Blocks on top of an event before money decisions follow it."""
     poll_seconds: float = 0.5
+    audit_seconds: float = 10.0
+    """Between two comparisons of some of what did not change with the contracts' own state; what changed is compared at once. Events that a
+    node leaves out are found by it: in a few of these, where a daemon's channels are few."""
+    check_url: str = ""
+    """A second endpoint of the same chain, of somebody else, for state reads that must agree with the first one's events; empty: the first
+    one is compared with itself."""
+    stale_seconds: float = 300.0
+    """Without news from the chain for so long, nobody takes on new work that its money depends on."""
 
 
 def load(cls: type[S], *, file: Path | None = None, flags: Mapping[str, Any] | None = None, env: Mapping[str, str] = os.environ) -> S:

@@ -15,8 +15,9 @@ from gpumarket.core.typed_data import Term, Uint32, Uint64, keccak256, term
 from gpumarket.core.units import ZERO_HASH, Address, Hash, Money
 
 __all__ = [
-    "Ack", "Call", "Close", "JobSpec", "Lease", "ManifestFile", "ModelManifest", "Offer", "Outcome", "Profile", "Receipt", "Task", "Term",
-    "VerificationProfile", "Voucher", "keccak256", "merkle_root", "output_chain", "request_hash", "sampling_seed", "term", "token_item",
+    "Ack", "Call", "Close", "Delegation", "JobSpec", "Lease", "ManifestFile", "ModelManifest", "Offer", "Outcome", "Profile", "Receipt",
+    "Task", "Term", "VerificationProfile", "Voucher", "keccak256", "merkle_root", "opens_request", "output_chain", "request_hash",
+    "sampling_seed", "term", "token_item",
 ]  # fmt: skip
 
 
@@ -155,6 +156,14 @@ class Close(Term):
 
 
 @term
+class Delegation(Term):
+    """The client's leave for somebody else to challenge one lease in its place (Disputes)."""
+
+    lease: Hash
+    challenger: Address
+
+
+@term
 class Call(Term):
     """Authentication of a call that carries no signed term of its own."""
 
@@ -206,6 +215,11 @@ class VerificationProfile:
     @property
     def digest(self) -> Hash:
         """keccak256 of the typed-data struct."""
+        return self.term.struct_hash
+
+    @property
+    def term(self) -> Profile:
+        """The typed-data struct."""
         return Profile(
             self.task,
             keccak256(self.dtype.encode()),
@@ -218,7 +232,7 @@ class VerificationProfile:
             self.gross_gap_milli,
             self.gross_share_ppm,
             self.min_units,
-        ).struct_hash
+        )
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -288,9 +302,20 @@ def _merkle(level: list[bytes]) -> bytes:
 # --- hashes that both sides of a job compute -----------------------------------------------------------------------------------
 
 
+SALT_BYTES = 32
+
+
 def request_hash(salt: bytes, request: bytes) -> Hash:
     """sha256(salt | request). The salt keeps short prompts from being guessed from their hash."""
     return Hash(hashlib.sha256(salt + request).digest())
+
+
+def opens_request(salt: bytes, request: bytes, expected: Hash) -> bool:
+    """Whether salt and request are what a request hash stands for.
+
+    Salts have one length: else a client could move the border between the two, have one request served and show another to its judges.
+    """
+    return len(salt) == SALT_BYTES and request_hash(salt, request) == expected
 
 
 def output_chain(items: Iterable[bytes], start: Hash = ZERO_HASH) -> Hash:

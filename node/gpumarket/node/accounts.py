@@ -92,6 +92,23 @@ class Accounts:
         """Sum of the amounts that claims on this channel were answered with as owed: its voucher must cover it."""
         return self._owed.get(channel, 0)
 
+    @property
+    def sums(self) -> dict[str, int]:
+        """What was earned and where it stands, in base units: billed and not answered, held, ever owed, and under vouchers."""
+        held = sum(bill.amount for lease, bill in self._bills.items() if lease in self._held)
+        return {
+            "due": sum(bill.amount for bill in self._bills.values()) - held,
+            "held": held,
+            "owed": sum(self._owed.values()),
+            "vouchered": sum(voucher.cumulative for voucher in self._vouchers.values()),
+            "short": sum(standing.short for standing in self._standings.values()),
+        }
+
+    @property
+    def standings(self) -> Mapping[Address, Standing]:
+        """Every scheduler that was ever dealt with."""
+        return self._standings
+
     def receipt(self, lease: Hash) -> tuple[Lease, pb.SignedReceipt] | None:
         """The signed receipt of a lease, settled or not, with its lease."""
         query = select(attempts.c.signed_lease, attempts.c.signed_receipt).where(attempts.c.lease == lease)

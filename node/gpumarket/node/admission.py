@@ -1,7 +1,8 @@
 """Whether to take a leased job. Pure: a ladder of guards, each with its named error, before any work and before anything is written.
 
-The attacker here is a client with a lease it altered, a scheduler that leases what it cannot pay, and either of them replaying an old
-attempt. Invariant: a job that passes can be billed: every number of the receipt will agree with the lease and the order.
+The attacker here is a client with a lease it altered, a scheduler that leases what it cannot pay, either of them replaying an old attempt,
+and both together dating a lease so that a later dispute about it would be judged by verifiers who joined for it.
+Invariant: a job that passes can be billed: every number of the receipt will agree with the lease and the order.
 """
 
 from __future__ import annotations
@@ -13,13 +14,15 @@ from typing import Protocol
 from gpumarket.core.codec import open_lease, open_order
 from gpumarket.core.errors import ChannelExpiring, ProtocolError, UnknownModel
 from gpumarket.core.signing import Domain
-from gpumarket.core.terms import JobSpec, Lease, ModelManifest, Task, request_hash
+from gpumarket.core.terms import JobSpec, Lease, ModelManifest, Task, opens_request
 from gpumarket.core.units import Address, Hash, Money, format_money, hex0x
 from gpumarket.node.credit import OpenJob, exposure
 from gpumarket.node.work import Work, open_work
 from gpumarket.settlement.pricing import attempt_price
 from gpumarket.v1 import provider_pb2 as pb
 
+ISSUED_SKEW_SECONDS = 60
+"""How far a lease's date may lie from now, either way: clocks differ. A panel is drawn from stake locked before that date."""
 ROUNDING = 10**9
 """A maximum may lack this fraction of the price: schedulers round fees and filter in floats."""
 
@@ -96,7 +99,7 @@ def admit(message: pb.InferOpen, house: House, channels: Mapping[Hash, Spoke], n
     _require_same_terms(lease, spec)
     model = _require_on_sale(lease, house)
     _require_worth(lease, spec, model)
-    if request_hash(message.salt, message.request) != spec.request_hash:
+    if not opens_request(message.salt, message.request, spec.request_hash):
         raise ProtocolError("the request is not the one that the order names (its salted hash differs)")
     work = open_work(lease, spec, model.manifest, message.request, message.prefix, nonce)
     return Admitted(lease, lease.struct_hash, spec, work, model, nonce)
@@ -113,6 +116,12 @@ def _require_ours(lease: Lease, house: House, channels: Mapping[Hash, Spoke], no
         )
     if spoke.closed or spoke.closes_at:
         raise ChannelExpiring("the scheduler's channel to this provider is closing", hint="the scheduler opens another one")
+    if abs(lease.issued_at - now) > ISSUED_SKEW_SECONDS:
+        side = "after" if lease.issued_at > now else "before"
+        raise ProtocolError(
+            f"the lease is dated {abs(lease.issued_at - now)} s {side} now, here; {ISSUED_SKEW_SECONDS} s are let pass",
+            hint="set the clocks (NTP), or order again: a lease is to be used at once",
+        )
     if now >= lease.deadline:
         raise ProtocolError(f"the lease's deadline passed {now - lease.deadline} s ago", hint="order again")
     if spoke.expires_at < lease.deadline + house.channel_margin_seconds:

@@ -8,29 +8,36 @@ from __future__ import annotations
 
 import asyncio
 import random
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 import grpc.aio
 import structlog
 
-from gpumarket.core.codec import signed_call
+from gpumarket.core.codec import signed_call, voucher_proto
 from gpumarket.core.errors import ChannelExpiring, GpumarketError, JournalError, ProtocolError
+from gpumarket.core.hostile_text import one_line
 from gpumarket.core.ports import Clock, Random
-from gpumarket.core.rpc import CALL_SECONDS
+from gpumarket.core.rpc import CALL_SECONDS, hangup_is_unreachable
 from gpumarket.core.signing import Domain, Signer
+from gpumarket.core.terms import Voucher
 from gpumarket.core.units import Address, Hash, Money, format_money, hex0x, money_from_bytes
 from gpumarket.node.accounts import Accounts, Bill, HeldVoucher
 from gpumarket.node.admission import Spoke
 from gpumarket.node.peers import Peers
-from gpumarket.node.tables import CLOSED, OWED, REJECTED
+from gpumarket.node.spans import Spans
+from gpumarket.node.tables import CLOSED, HELD, OWED, REJECTED
 from gpumarket.settlement.vouchers import verify_voucher
+from gpumarket.telemetry.spans import Span
+from gpumarket.telemetry.trace_context import to_metadata
 from gpumarket.v1 import market_pb2 as pb
 from gpumarket.v1 import terms_pb2 as terms
 
 AT_ONCE = 16
 """Claims under way: enough for group commits on both sides, few enough to be no flood after a long outage."""
 HELD_SECONDS = 3.0
+HOLDINGS_MAX = 256
 _log = structlog.get_logger()
 _FINAL = {pb.CLAIM_STATE_OWED: OWED, pb.CLAIM_STATE_REJECTED: REJECTED, pb.CLAIM_STATE_CLOSED: CLOSED}
 
@@ -74,13 +81,19 @@ class Claims:
         randomness: Random,
         *,
         retry_seconds_max: float,
+        spans: Spans | None = None,
     ) -> None:
+        self._spans = spans or Spans()
         self._accounts, self._peers, self._signer = accounts, peers, signer
         self._domain, self._channels_domain, self._channels = domain, channels_domain, channels
         self._clock, self._random = clock, randomness
         self._retry_seconds_max = retry_seconds_max
         self._tries: dict[Hash, _Try] = {}
         self._running: set[Hash] = set()
+        self.settled: Counter[str] = Counter()
+        """Final answers since the start, by state."""
+        self.failed: Counter[str] = Counter()
+        """Tries that ended in an error, by its code."""
         self._wake = asyncio.Event()
         self._moved = asyncio.Event()
 
@@ -119,6 +132,12 @@ class Claims:
         voucher = check_voucher(message, self._channels, self._signer.address, self._channels_domain, self._clock.now())
         await self._accounts.keep_voucher(voucher)
 
+    def holdings(self, scheduler: Address) -> list[terms.SignedVoucher]:
+        """Newest vouchers of a scheduler's live channels: it learns from them when its ledger is an older copy."""
+        held = [v for v in self._accounts.vouchers.values() if v.scheduler == scheduler]
+        live = [v for v in held if (spoke := self._channels.get(v.channel)) is not None and not spoke.closed]
+        return [_signed(v) for v in live[-HOLDINGS_MAX:]]
+
     def _ready(self) -> list[Bill]:
         now = self._clock.monotonic()
         self._tries = {lease: t for lease, t in self._tries.items() if lease in self._accounts.bills}
@@ -138,6 +157,7 @@ class Claims:
         except JournalError:
             raise
         except GpumarketError as error:
+            self.failed[error.code] += 1
             wait = self._later(bill)
             _log.warning(
                 "claim not settled", lease=hex0x(bill.lease_hash), code=error.code, reason=error.message, again_seconds=round(wait, 1)
@@ -151,21 +171,26 @@ class Claims:
         """One try. Raises what the scheduler or the way to it answered; what it settles is in the journal when this returns."""
         lease = bill.lease
         body = pb.ClaimRequest(lease=bill.signed_lease, receipt=bill.signed_receipt, last_ack=bill.signed_ack)
+        if (held := self._accounts.vouchers.get(lease.provider_channel)) is not None:
+            body.held.CopyFrom(_signed(held))
         nonce = Hash(self._random.token(32))
         call = signed_call(self._signer, self._domain, "Market/Claim", body, lease.scheduler, self._clock.now(), nonce)
-        line = await self._peers.line(lease.scheduler)
-        try:
-            reply = await line.market.Claim(call, timeout=CALL_SECONDS)
-        except grpc.aio.AioRpcError as error:
-            raise await self._peers.failed(line, error) from error
-        await self._take(bill, reply)
+        with self._spans.claim(bill) as span:
+            line = await self._peers.line(lease.scheduler)
+            try:
+                with hangup_is_unreachable(f"scheduler {hex0x(lease.scheduler)}"):
+                    reply = await line.market.Claim(call, timeout=CALL_SECONDS, metadata=to_metadata(span.context))
+            except grpc.aio.AioRpcError as error:
+                raise await self._peers.failed(line, error) from error
+            await self._take(bill, reply, span)
 
-    async def _take(self, bill: Bill, reply: pb.ClaimReply) -> None:
-        voucher = None
+    async def _take(self, bill: Bill, reply: pb.ClaimReply, span: Span) -> None:
+        voucher, reason = None, one_line(reply.reason)
         if reply.HasField("voucher"):
             voucher = check_voucher(reply.voucher, self._channels, self._signer.address, self._channels_domain, self._clock.now())
         if reply.state == pb.CLAIM_STATE_HELD:
-            await self._accounts.hold(bill, reply.reason)
+            await self._accounts.hold(bill, reason)
+            span.note(state=HELD)
             self._tries[bill.lease_hash] = _Try(self._clock.monotonic() + HELD_SECONDS * self._jitter(), 0)
             return
         state = _FINAL.get(reply.state)
@@ -174,7 +199,9 @@ class Claims:
         amount = self._amount(bill, reply) if state == OWED else Money(0)
         if state == OWED:
             self._require_cover(bill, amount, voucher)
-        await self._accounts.settle(bill, state, amount, reply.reason, voucher)
+        await self._accounts.settle(bill, state, amount, reason, voucher)
+        self.settled[state] += 1
+        self._spans.settled(bill, state, span)
         self._tries.pop(bill.lease_hash, None)
         if amount < bill.amount:
             _log.warning(
@@ -183,7 +210,7 @@ class Claims:
                 state=state,
                 billed=format_money(bill.amount),
                 paid=format_money(amount),
-                reason=reply.reason,
+                reason=reason,
             )
 
     def _amount(self, bill: Bill, reply: pb.ClaimReply) -> Money:
@@ -212,3 +239,7 @@ class Claims:
 
     def _jitter(self) -> float:
         return random.Random(self._random.token(8)).uniform(0.8, 1.2)  # noqa: S311  spreads retries, guards nothing
+
+
+def _signed(held: HeldVoucher) -> terms.SignedVoucher:
+    return voucher_proto(Voucher(held.channel, held.cumulative), held.signature)

@@ -12,7 +12,7 @@ import signal
 from collections.abc import AsyncIterator, Coroutine
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 import grpc.aio
 import structlog
@@ -30,18 +30,24 @@ from gpumarket.core.signing import LocalKey
 from gpumarket.core.units import hex0x, parse_address
 from gpumarket.node.engines import EngineFactory
 from gpumarket.node.inventory import take_inventory
+from gpumarket.node.metrics import ProviderMetrics, Watched
 from gpumarket.node.models.store import ModelStore
+from gpumarket.node.panel.setup import open_panel
 from gpumarket.node.provider import Provider, Surroundings
+from gpumarket.node.readiness import FRESH_SECONDS, readiness_of
 from gpumarket.node.redeeming import journal_url, make_redeemer
 from gpumarket.node.settings import ProviderSettings
 from gpumarket.node.stock import default_engine_factory, open_stock
 from gpumarket.node.tables import metadata
 from gpumarket.p2p.link import Link, P2PSettings
-from gpumarket.settlement.chain import Actions, Chain, ChainView, Follower, Sender, connect
+from gpumarket.settlement.chain import VIEW_FILE, Actions, Chain, ChainView, Follower, Sender, ViewFile, connect
 from gpumarket.settlement.chain.registration import Entry, ensure_registered
 from gpumarket.settlement.journal import Journal
 from gpumarket.settlement.redeem_request import redeem_on_request
 from gpumarket.settlement.redeemer import Redeemer
+from gpumarket.telemetry.spans import Tracing
+from gpumarket.telemetry.tracing import from_environment
+from gpumarket.telemetry.window import Readiness, observed
 from gpumarket.v1 import provider_pb2
 
 __all__ = ["default_engine_factory", "main", "serve"]
@@ -64,10 +70,24 @@ class _World:
     actions: Actions
 
 
-def main(settings: ProviderSettings, chain_settings: ChainSettings, *, engine_factory: EngineFactory = default_engine_factory) -> None:
+class _Parts(TypedDict):
+    engine_factory: EngineFactory
+    provider_class: type[Provider]
+    password: str | None
+
+
+def main(
+    settings: ProviderSettings,
+    chain_settings: ChainSettings,
+    *,
+    engine_factory: EngineFactory = default_engine_factory,
+    provider_class: type[Provider] = Provider,
+    password: str | None = None,
+) -> None:
     """Run until SIGTERM or SIGINT, which drains; a second one ends at once. Raises what stops the provider from running."""
     configure_logging("provider")
-    asyncio.run(run_until_signalled(lambda stop: serve(settings, chain_settings, stop, engine_factory=engine_factory)))
+    parts: _Parts = {"engine_factory": engine_factory, "provider_class": provider_class, "password": password}
+    asyncio.run(run_until_signalled(lambda stop: serve(settings, chain_settings, stop, **parts)))
 
 
 async def serve(
@@ -76,32 +96,47 @@ async def serve(
     stop: asyncio.Event,
     *,
     engine_factory: EngineFactory = default_engine_factory,
+    provider_class: type[Provider] = Provider,
+    password: str | None = None,
 ) -> None:
     """Serve until `stop`, then drain. Raises ConfigError, WalletError, ChainError … at start, JournalError when the ledger breaks."""
     broken: asyncio.Future[None] = asyncio.get_running_loop().create_future()
     with StateFolder(settings.state):
         (settings.state / READY).unlink(missing_ok=True)
         async with AsyncExitStack() as stack:
-            world = await stack.enter_async_context(_open_world(settings, chain_settings))
+            world = await stack.enter_async_context(_open_world(settings, chain_settings, password))
             store = ModelStore(settings.model_store)
             stock = await asyncio.to_thread(open_stock, store, settings.models)
-            given = await _surroundings(settings, world, store, broken)
-            provider = Provider(settings, stock, engine_factory, given)
+            tracing = from_environment("provider")
+            stack.push_async_callback(asyncio.to_thread, tracing.close)
+            given = await _surroundings(settings, world, store, broken, tracing)
+            provider = provider_class(settings, stock, engine_factory, given)
             stack.push_async_callback(provider.close)
             await provider.open()
             servicer = health.HealthServicer()
             endpoint = await provider.listen(lambda server: _add_health(servicer, server))
-            redeemer = make_redeemer(settings, world.actions, world.journal, provider.accounts.vouchers.values, world.view, SystemClock())
+            vouchers, arrived = provider.accounts.vouchers.values, provider.spans.redeemed
+            redeemer = make_redeemer(settings, world.actions, world.journal, vouchers, world.view, SystemClock(), arrived)
             group = await stack.enter_async_context(_tasks(broken))
             group.start(provider.warm_up())
-            entry = Entry(settings.role_bits, world.link.peer_id, given.identity.key_hash, endpoint, settings.stake_units)
+            entry = Entry(
+                settings.role_bits, world.link.peer_id, given.identity.key_hash, endpoint, settings.stake_units, settings.owner_address
+            )
             await ensure_registered(world.actions, world.follower, world.view, entry, faucet=settings.faucet)
+            panel = await open_panel(world.actions, world.journal, provider.engines, given.clock, given.random, wanted=settings.panel)
+            provider.service.panel = panel
             await provider.advertise()
             quiet = asyncio.Event()
             for job in (provider.run(), world.follower.run(quiet), redeemer.run(quiet)):
                 group.start(job)
+            if panel is not None:
+                stack.push_async_callback(panel.close)
+                group.start(panel.run())
             _listen_for_requests(redeemer, settings, group)
-            write_json(settings.state / READY, _ready(provider, world, given))
+            observe = await stack.enter_async_context(
+                observed(settings.observe_listen, lambda: _watching(provider, world, redeemer), FRESH_SECONDS)
+            )
+            write_json(settings.state / READY, _ready(provider, world, given) | observe)
             await servicer.set(SERVICE_NAME, health_pb2.HealthCheckResponse.SERVING)
             _log.info("ready", endpoint=endpoint, address=hex0x(world.key.address))
             await _first(stop, broken)
@@ -111,8 +146,8 @@ async def serve(
 
 
 @asynccontextmanager
-async def _open_world(settings: ProviderSettings, chain_settings: ChainSettings) -> AsyncIterator[_World]:
-    key = await asyncio.to_thread(lambda: keystore.load(settings.key_file, keystore.read_password(settings.password_file)))
+async def _open_world(settings: ProviderSettings, chain_settings: ChainSettings, password: str | None) -> AsyncIterator[_World]:
+    key = await asyncio.to_thread(keystore.unlock, settings.key_file, settings.password_file, password)
     async with AsyncExitStack() as stack:
         journal = Journal(journal_url(settings.state), metadata)
         journal.open()
@@ -121,7 +156,7 @@ async def _open_world(settings: ProviderSettings, chain_settings: ChainSettings)
         stack.push_async_callback(chain.close)
         keystore.refuse_test_key(key.address, chain.book.chain_id)
         view = ChainView()
-        follower = Follower(chain, view)
+        follower = Follower(chain, view, me=key.address, file=ViewFile(settings.state / VIEW_FILE, chain.book))
         p2p = P2PSettings(
             identity_path=settings.state / "p2p.key",
             chain_id=chain.book.chain_id,
@@ -135,7 +170,9 @@ async def _open_world(settings: ProviderSettings, chain_settings: ChainSettings)
         yield _World(key, journal, chain, view, follower, link, Actions(chain, Sender(chain, key, journal)))
 
 
-async def _surroundings(settings: ProviderSettings, world: _World, store: ModelStore, broken: asyncio.Future[None]) -> Surroundings:
+async def _surroundings(
+    settings: ProviderSettings, world: _World, store: ModelStore, broken: asyncio.Future[None], tracing: Tracing
+) -> Surroundings:
     inventory = await asyncio.to_thread(take_inventory)
     for note in inventory.notes:
         _log.info("inventory", note=note)
@@ -158,7 +195,14 @@ async def _surroundings(settings: ProviderSettings, world: _World, store: ModelS
         announce=world.link.announce,
         p2p_id=world.link.peer_id,
         on_journal_error=fail,
+        tracing=tracing,
     )
+
+
+def _watching(provider: Provider, world: _World, redeemer: Redeemer) -> tuple[ProviderMetrics, Readiness]:
+    """Metrics and health."""
+    watched = Watched(provider, redeemer, world.link, world.view, world.follower, world.actions, world.key.address)
+    return ProviderMetrics(watched), readiness_of(provider, world.view, world.journal, world.link)
 
 
 def _add_health(servicer: health.HealthServicer, server: grpc.aio.Server) -> None:

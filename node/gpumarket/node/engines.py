@@ -20,6 +20,7 @@ from gpumarket.core.terms import ModelManifest
 from gpumarket.core.units import Hash, hex0x
 from gpumarket.node.admission import OnSale
 from gpumarket.node.engine.base import Engine
+from gpumarket.node.pace import Pace
 
 EngineFactory = Callable[[ModelManifest, Path, int], Engine]
 """(manifest, folder of the model, slots) -> an engine that is not started yet."""
@@ -37,6 +38,11 @@ class Seat:
         self.waiting = 0
         self.job_seconds = 1.0
         """Smoothed time that a job holds its slot."""
+        self.pace = Pace()
+        self.heard_at = clock.monotonic()
+        """When the engine last gave something, or was last given nothing to do."""
+        self.on_free: Callable[[], None] = lambda: None
+        """A slot was given back: told before the job's receipt, so that its client's next order finds the place free."""
         self._make, self._queue_limit, self._clock = make, queue_limit, clock
         self._slots = asyncio.Semaphore(model.slots)
         self._changing = asyncio.Lock()
@@ -142,12 +148,15 @@ class Seat:
             await self._slots.acquire()
         finally:
             self.waiting -= 1
+        if not self.running:
+            self.heard_at = self.now()
         self.running += 1
 
     def release(self, seconds: float) -> None:
         self.running -= 1
         self.job_seconds += 0.2 * (seconds - self.job_seconds)
         self._slots.release()
+        self.on_free()
 
     def now(self) -> float:
         return self._clock.monotonic()
@@ -187,8 +196,9 @@ class Engines:
         self.seats = seats
 
     @property
-    def free(self) -> int:
-        return sum(seat.free for seat in self.seats.values())
+    def places(self) -> dict[Hash, int]:
+        """Jobs that could start now, by model, where there are any: a place of one model is of no use to a job of another."""
+        return {digest: seat.free for digest, seat in self.seats.items() if seat.free}
 
     @property
     def running(self) -> int:
@@ -201,6 +211,11 @@ class Engines:
     @property
     def capacity(self) -> int:
         return sum(seat.model.slots for seat in self.seats.values())
+
+    @property
+    def paces(self) -> dict[Hash, int]:
+        """Measured units in 1,000 seconds of one job, by model; 0 is unknown."""
+        return {digest: seat.pace.per_kilosecond for digest, seat in self.seats.items()}
 
     @property
     def warm(self) -> list[Hash]:

@@ -15,7 +15,9 @@ import structlog
 
 from gpumarket.core.codec import signed_call
 from gpumarket.core.errors import GpumarketError, JournalError
+from gpumarket.core.hostile_text import one_line
 from gpumarket.core.ports import Clock, Random
+from gpumarket.core.rpc import hangup_is_unreachable
 from gpumarket.core.signing import Domain, Signer
 from gpumarket.core.units import Address, Hash, hex0x
 from gpumarket.node.claims import Claims
@@ -35,6 +37,7 @@ class Presence:
 
     connected: bool = False
     channel: Hash | None = None
+    probe: int = 0
     notice: str = ""
     error: str = ""
 
@@ -103,11 +106,12 @@ class Heartbeats:
     async def _stream(self, scheduler: Address, presence: Presence) -> None:
         line = await self._peers.line(scheduler)
         call = line.market.Heartbeat()  # type: ignore[call-arg]  # the stubs want an iterator; writing needs none
-        talking = asyncio.create_task(self._talk(call, scheduler))
+        talking = asyncio.create_task(self._talk(call, scheduler, presence))
         try:
-            async for message in call:
-                presence.connected = True
-                await self._hear(scheduler, presence, message)
+            with hangup_is_unreachable(f"scheduler {hex0x(scheduler)}"):  # by a claim that failed on the same line
+                async for message in call:
+                    presence.connected = True
+                    await self._hear(scheduler, presence, message)
         except grpc.aio.AioRpcError as error:
             raise await self._peers.failed(line, error) from error
         finally:
@@ -115,29 +119,39 @@ class Heartbeats:
             await asyncio.gather(talking, return_exceptions=True)
             call.cancel()
 
-    async def _talk(self, call: grpc.aio.StreamStreamCall[pb.HeartbeatUp, pb.HeartbeatDown], scheduler: Address) -> None:
+    async def _talk(
+        self, call: grpc.aio.StreamStreamCall[pb.HeartbeatUp, pb.HeartbeatDown], scheduler: Address, presence: Presence
+    ) -> None:
         """Hello, then the load, on time or when asked. A write that fails ends this; the reader hears the reason."""
         said = self._offer()
         nonce = Hash(self._random.token(32))
         hello = signed_call(self._signer, self._domain, "Market/Heartbeat", said, scheduler, self._clock.now(), nonce)
         await call.write(pb.HeartbeatUp(hello=hello))
+        await call.write(pb.HeartbeatUp(held=pb.Holdings(vouchers=self._claims.holdings(scheduler))))
         while True:
+            beat = self._beat  # taken before the load is read: what changes while it is written is said at once, not a second later
             offer = self._offer()
             if offer is not said:
                 await call.write(pb.HeartbeatUp(offer=offer))
                 said = offer
-            await call.write(pb.HeartbeatUp(load=self._load(scheduler)))
+            load = self._load(scheduler)
+            load.probe = presence.probe
+            await call.write(pb.HeartbeatUp(load=load))
             try:
-                await asyncio.wait_for(self._beat.wait(), self._seconds)
+                await asyncio.wait_for(beat.wait(), self._seconds)
             except TimeoutError:
                 continue
 
     async def _hear(self, scheduler: Address, presence: Presence, message: pb.HeartbeatDown) -> None:
+        if message.probe:
+            presence.probe = message.probe
+            self.beat()
         if message.channel:
             presence.channel = Hash(message.channel)
-        if message.notice != presence.notice:
-            presence.notice = message.notice
-            _log.info("notice", scheduler=hex0x(scheduler), notice=message.notice)
+        notice = one_line(message.notice)
+        if notice != presence.notice:
+            presence.notice = notice
+            _log.info("notice", scheduler=hex0x(scheduler), notice=notice)
         for lease in message.settled:
             self._claims.poke(Hash(lease))
         if message.HasField("voucher"):
@@ -149,4 +163,5 @@ class Heartbeats:
                 _log.warning("voucher refused", scheduler=hex0x(scheduler), code=error.code, reason=error.message)
 
     def _jitter(self) -> float:
-        return random.Random(self._random.token(8)).uniform(0.8, 1.2)  # noqa: S311  spreads reconnects, guards nothing
+        """Wide: all lose a scheduler in the same instant, and the waits of the first seconds add up to little else than their jitter."""
+        return random.Random(self._random.token(8)).uniform(0.4, 1.2)  # noqa: S311  spreads reconnects, guards nothing

@@ -40,15 +40,16 @@ def offer_body(
     models: Mapping[Hash, OnSale],
     warm: Collection[Hash],
     sandbox: str,
+    paces: Mapping[Hash, int],
 ) -> pb.OfferBody:
-    """The advert without sequence and expiry. `mflops` by GPU UUID."""
+    """The advert without sequence and expiry. `mflops` by GPU UUID, `paces` (units in 1,000 seconds, 0 is unknown) by model."""
     return pb.OfferBody(
         provider=shop.provider,
         p2p_id=shop.p2p_id,
         endpoint=shop.endpoint,
         tls_key_hash=shop.tls_key_hash,
         gpus=[_claim(gpu, mflops.get(gpu.uuid, 0)) for gpu in gpus],
-        models=[_model(digest, model, digest in warm) for digest, model in sorted(models.items())],
+        models=[_model(digest, model, digest in warm, paces.get(digest, 0)) for digest, model in sorted(models.items())],
         region=shop.region,
         sandbox=sandbox,
         checks=shop.checks,
@@ -91,7 +92,7 @@ def _claim(gpu: Gpu, mflops: int) -> pb.GpuClaim:
     )
 
 
-def _model(digest: Hash, model: OnSale, warm: bool) -> pb.ModelOffer:
+def _model(digest: Hash, model: OnSale, warm: bool, pace: int) -> pb.ModelOffer:
     manifest = model.manifest
     return pb.ModelOffer(
         model=digest,
@@ -104,4 +105,5 @@ def _model(digest: Hash, model: OnSale, warm: bool) -> pb.ModelOffer:
         output_price_per_mtok=money_bytes(model.output_price),
         profile=model.profile,
         max_input_tokens=manifest.max_input_tokens,
+        measured_tokens_per_ks=pace,
     )

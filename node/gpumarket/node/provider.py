@@ -35,12 +35,18 @@ from gpumarket.node.peers import Node, Peers
 from gpumarket.node.service import SCHEDULER_ROLE, Credit, ProviderService
 from gpumarket.node.serving import Desk
 from gpumarket.node.settings import ProviderSettings
+from gpumarket.node.spans import Spans
 from gpumarket.node.tables import LISTEN_PORT
+from gpumarket.node.tally import Tally
+from gpumarket.settlement.chain import NewWork
 from gpumarket.settlement.journal import Journal
+from gpumarket.telemetry.spans import OFF, Tracing
 from gpumarket.v1 import market_pb2 as market
 from gpumarket.v1 import terms_pb2 as terms
 from gpumarket.v1.provider_pb2_grpc import add_ProviderServicer_to_server
 
+LEASES_TOLD_MAX = 4_096
+"""In one load: 128 KiB of hashes. Places of leases beyond it stay reserved at the scheduler a little longer."""
 _log = structlog.get_logger()
 
 
@@ -61,6 +67,8 @@ class View(Protocol):
     def channels(self) -> Mapping[Hash, Spoke]: ...
     @property
     def nodes(self) -> Mapping[Address, Node]: ...
+    @property
+    def trouble(self) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +88,7 @@ class Surroundings:
     announce: Announce
     p2p_id: str
     on_journal_error: Callable[[JournalError], None]
+    tracing: Tracing = OFF
 
 
 class Provider:
@@ -98,16 +107,26 @@ class Provider:
             settings.embed_window_units_max,
             settings.channel_margin_seconds,
         )
-        self.accounts = Accounts(given.journal)
+        self.tally = Tally()
+        self.kept_warm = frozenset(digest for digest, entry in self._stock.items() if entry.warm)
+        """Models whose engines run from the start on."""
+        self.accounts = self._make_accounts()
         self.engines = Engines({d: Seat(e.model, _maker(factory, e), settings.queue_limit, given.clock) for d, e in self._stock.items()})
         self.prover = Prover(given.inventory, given.clock, pause_seconds=settings.gpu_proof_seconds, size_max=settings.gpu_proof_size_max)
+        self.spans = Spans(given.tracing)
         self._peers = Peers(given.view.nodes)
         self.claims = self._make_claims()
         self.service = self._make_service()
         self.heartbeats = self._make_heartbeats()
+        for seat in self.engines.seats.values():
+            seat.on_free = self.heartbeats.beat
         self.endpoint = ""
         self._server: grpc.aio.Server | None = None
         self._advert: Advert | None = None
+
+    def now(self) -> int:
+        """Unix seconds, by this provider's clock."""
+        return self._given.clock.now()
 
     async def open(self) -> None:
         """Read the ledger."""
@@ -130,7 +149,7 @@ class Provider:
 
     async def warm_up(self) -> None:
         """Start the engines that should be warm: embedding models, and what the price list says."""
-        await self.engines.warm_up([digest for digest, entry in self._stock.items() if entry.warm])
+        await self.engines.warm_up(list(self.kept_warm))
         await self.prover.start()
 
     async def advertise(self) -> None:
@@ -169,6 +188,9 @@ class Provider:
 
     # --- parts -------------------------------------------------------------------------------------------------------------------
 
+    def _make_accounts(self) -> Accounts:
+        return Accounts(self._given.journal)
+
     def _make_claims(self) -> Claims:
         given = self._given
         return Claims(
@@ -181,11 +203,12 @@ class Provider:
             given.clock,
             given.random,
             retry_seconds_max=self.settings.claim_retry_seconds_max,
+            spans=self.spans,
         )
 
-    def _make_service(self) -> ProviderService:
+    def _make_desk(self) -> Desk:
         given, settings = self._given, self.settings
-        desk = Desk(
+        return Desk(
             given.signer,
             given.domain,
             self.accounts,
@@ -193,19 +216,24 @@ class Provider:
             settings.ack_seconds,
             settings.final_ack_seconds,
             on_bill=lambda bill: self.claims.poke(bill.lease_hash),
+            tally=self.tally,
         )
+
+    def _make_service(self) -> ProviderService:
+        given, settings = self._given, self.settings
         return ProviderService(
             self.house,
-            desk,
+            self._make_desk(),
             self.engines,
             self.prover,
             given.random,
-            channels=given.view.channels,
+            channels=NewWork(given.view),
             nodes=given.view.nodes,
             credit=Credit(credit_start(settings, self.house), settings.credit_growth),
             read_blob=given.read_blob,
             on_journal_error=given.on_journal_error,
             on_change=self._changed,
+            spans=self.spans,
         )
 
     def _make_heartbeats(self) -> Heartbeats:
@@ -262,12 +290,15 @@ class Provider:
 
     def _load(self, scheduler: Address) -> market.Load:
         takes = not self.service.draining and self.service.credit_left(scheduler)
+        places = self.engines.places if takes else {}
         return market.Load(
-            free=self.engines.free if takes else 0,
+            free=sum(places.values()),
+            places=[market.ModelPlaces(model=digest, free=free) for digest, free in places.items()],
             running=self.engines.running,
             queued=self.engines.queued,
             warm=self.engines.warm,
             draining=self.service.draining,
+            leases=self.service.open_leases(scheduler)[:LEASES_TOLD_MAX],
         )
 
     def _current_offer(self) -> terms.SignedOffer:
@@ -294,6 +325,7 @@ class Provider:
             self.house.models,
             self.engines.warm,
             await self.engines.sandbox(),
+            self.engines.paces,
         )
 
 

@@ -18,7 +18,7 @@ from gpumarket.core.units import Address, Hash, parse_money
 from gpumarket.node.accounts import Accounts, HeldVoucher
 from gpumarket.node.settings import ProviderSettings
 from gpumarket.node.tables import metadata
-from gpumarket.settlement.chain import Actions, ChainView, Follower, Sender, connect
+from gpumarket.settlement.chain import Actions, ChainEvent, ChainView, ChannelChanged, Follower, Sender, connect
 from gpumarket.settlement.channel import ReceivedChannel
 from gpumarket.settlement.journal import Journal
 from gpumarket.settlement.redeem import RedeemPolicy
@@ -39,12 +39,17 @@ def make_redeemer(
     vouchers: Callable[[], Iterable[HeldVoucher]],
     view: ChainView,
     clock: Clock,
+    on_redeemed: Callable[[Redemption], None] = lambda redemption: None,
 ) -> Redeemer:
     """The redeemer of this provider's channels."""
     redeemed: dict[Hash, int] = {}
 
     def note(redemption: Redemption) -> None:
         redeemed[redemption.channel] = redeemed.get(redemption.channel, 0) + redemption.amount
+
+    def arrived(redemption: Redemption) -> None:
+        note(redemption)
+        on_redeemed(redemption)
 
     def source() -> list[ReceivedChannel]:
         return [c for c in (_received(v, view, redeemed.get(v.channel, 0)) for v in vouchers()) if c is not None]
@@ -66,11 +71,17 @@ def make_redeemer(
         policy=policy,
         gas_value=settings.gas_value,
         every_seconds=settings.redeem_seconds,
-        on_redeemed=note,
+        on_redeemed=arrived,
     )
     for redemption in redeemer.done():
         note(redemption)
+    view.subscribe(lambda event: redeemer.wake() if _is_closing(view, event) else None)
     return redeemer
+
+
+def _is_closing(view: ChainView, event: ChainEvent) -> bool:
+    channel = view.channels.get(event.id) if isinstance(event, ChannelChanged) else None
+    return channel is not None and channel.closes_at > 0 and not channel.closed
 
 
 async def redeem_offline(settings: ProviderSettings, chain_settings: ChainSettings) -> list[Redemption]:
@@ -78,12 +89,13 @@ async def redeem_offline(settings: ProviderSettings, chain_settings: ChainSettin
     if not (settings.state / JOURNAL).exists():
         raise ConfigError(f"there is no provider's journal in {settings.state}", hint="name the folder with --state")
     with StateFolder(settings.state):
-        key = keystore.load(settings.key_file, keystore.read_password(settings.password_file))
+        key = keystore.unlock(settings.key_file, settings.password_file)
         journal = Journal(journal_url(settings.state), metadata)
         journal.open()
         try:
             chain = await connect(chain_settings)
             try:
+                keystore.refuse_test_key(key.address, chain.book.chain_id)
                 view = ChainView()
                 await Follower(chain, view).sync()
                 accounts = Accounts(journal)

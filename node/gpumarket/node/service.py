@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import grpc.aio
 import structlog
@@ -21,9 +22,10 @@ from gpumarket.core.units import Address, Hash, hex0x
 from gpumarket.node.admission import House, Spoke, admit
 from gpumarket.node.credit import require_credit, require_deposit
 from gpumarket.node.engines import Engines
-from gpumarket.node.gpu_proof import Prover
+from gpumarket.node.gpu_proof import Commitment, Prover
 from gpumarket.node.peers import Node
 from gpumarket.node.serving import Desk, Session, draining
+from gpumarket.node.spans import AttemptSpans, Spans
 from gpumarket.v1 import provider_pb2 as pb
 from gpumarket.v1 import terms_pb2 as terms
 from gpumarket.v1.provider_pb2_grpc import ProviderServicer
@@ -31,6 +33,7 @@ from gpumarket.v1.provider_pb2_grpc import ProviderServicer
 SCHEDULER_ROLE = 2
 """Role bit of the registry (settlement.chain.SCHEDULER; not imported, to keep web3 out of tests of this module)."""
 FIRST_MESSAGE_SECONDS = 10.0
+GPU_READS_MAX = 16
 UNOPENED_MAX = 256
 BLOB_BYTES_MAX = 32 << 20
 BLOB_PIECE_BYTES = 1 << 20
@@ -46,6 +49,12 @@ class Credit:
 
     start: int
     growth: float
+
+
+class Bench(Protocol):
+    """Who judges evidence (node.panel.member.Panel)."""
+
+    async def take(self, caller: Address, dispute: Hash, evidence: bytes) -> None: ...
 
 
 class ProviderService(ProviderServicer):
@@ -65,7 +74,9 @@ class ProviderService(ProviderServicer):
         read_blob: Callable[[Hash, int], bytes],
         on_journal_error: Callable[[JournalError], None],
         on_change: Callable[[], None] = lambda: None,
+        spans: Spans | None = None,
     ) -> None:
+        self._spans = spans or Spans()
         self._house, self._desk, self._engines, self._prover, self._random = house, desk, engines, prover, randomness
         self._channels, self._nodes, self._credit = channels, nodes, credit
         self._read_blob, self._on_journal_error, self._on_change = read_blob, on_journal_error, on_change
@@ -74,15 +85,24 @@ class ProviderService(ProviderServicer):
         self._unopened = 0
         self._blobs = asyncio.Semaphore(BLOBS_AT_ONCE)
         self.draining = False
+        self.panel: Bench | None = None
+        """Where evidence goes; None while this provider sits on no panels."""
 
     @property
     def open_attempts(self) -> int:
         return len(self._sessions)
 
+    def open_leases(self, scheduler: Address) -> list[Hash]:
+        """Leases of this scheduler that were opened here and are not over."""
+        return [session.job.lease_hash for session in self._sessions.values() if session.job.lease.scheduler == scheduler]
+
     def credit_left(self, scheduler: Address) -> bool:
         """Whether this scheduler may owe anything more."""
-        standing = self._desk.accounts.standing(scheduler)
-        return standing.owed < standing.limit(self._credit.start, self._credit.growth)
+        return self._desk.accounts.standing(scheduler).owed < self.credit_limit(scheduler)
+
+    def credit_limit(self, scheduler: Address) -> int:
+        """Most that this scheduler may owe now, base units."""
+        return self._desk.accounts.standing(scheduler).limit(self._credit.start, self._credit.growth)
 
     # --- attempts --------------------------------------------------------------------------------------------------------------
 
@@ -90,9 +110,12 @@ class ProviderService(ProviderServicer):
         self, request_iterator: AsyncIterator[pb.InferRequest], context: grpc.aio.ServicerContext[pb.InferRequest, pb.InferReply]
     ) -> None:
         """One attempt (proto: Provider.Infer)."""
+        spans = self._spans.attempt(context)
         try:
-            session = self._open(await self._first(request_iterator))
+            session = self._open(await self._first(request_iterator), spans)
         except GpumarketError as error:
+            spans.end(error.code)
+            self._desk.tally.refusals[error.code] += 1
             await abort(context, error)
         listening = asyncio.create_task(_listen(session, request_iterator))
         try:
@@ -120,12 +143,13 @@ class ProviderService(ProviderServicer):
             raise ProtocolError("the first message of Infer must be an InferOpen")
         return message.open
 
-    def _open(self, message: pb.InferOpen) -> Session:
+    def _open(self, message: pb.InferOpen, spans: AttemptSpans) -> Session:
         """Judge, reserve, and start the attempt's task. Without an await between the checks and the reservation."""
         job = admit(message, self._house, self._channels, Hash(self._random.token(32)), self._desk.clock.now())
         accounts, lease = self._desk.accounts, job.lease
+        accounts.journal.require_space()
         standing = accounts.standing(lease.scheduler)
-        require_credit(standing, job.open_job, standing.limit(self._credit.start, self._credit.growth))
+        require_credit(standing, job.open_job, self.credit_limit(lease.scheduler))
         channel = self._channels[lease.provider_channel]
         require_deposit(
             standing,
@@ -137,7 +161,8 @@ class ProviderService(ProviderServicer):
         if job.lease_hash in standing.open:
             raise ProtocolError("this attempt is running already")
         place = self._engines.seats[lease.model].enter()
-        session = Session(self._desk, job, place)
+        spans.admitted(job)
+        session = Session(self._desk, job, place, spans)
         accounts.reserve(job)
         evidence = message.lease.SerializeToString(), message.order.SerializeToString()
         task = asyncio.create_task(self._serve(session, *evidence))
@@ -208,13 +233,11 @@ class ProviderService(ProviderServicer):
             node = self._nodes.get(caller)
             if node is None or not node.roles & SCHEDULER_ROLE:
                 raise BadSignature(f"{hex0x(caller)} is no registered scheduler; proofs are for schedulers")
-            commitment = await self._prover.commit(caller, seed.seed, seed.size, seed.repeats, seed.uuid)
-            told = pb.GpuCommitment(root=commitment.root, gpu_class=commitment.gpu.gpu_class)
-            await context.write(pb.GpuAnswer(commitment=told))
-            opening = (await _next_challenge(request_iterator, "opening")).opening
-            product, rows = await asyncio.to_thread(commitment.open, opening.vector_seed, list(opening.rows))
-            shown = [pb.GpuRow(index=row.index, values=row.values, path=row.path) for row in rows]
-            await context.write(pb.GpuAnswer(proof=pb.GpuProof(product=product, rows=shown)))
+            commitment = await self._prover.commit(caller, seed.seed, seed.size, seed.repeats, seed.uuid, seed.keep)
+            try:
+                await _answer_for(commitment, request_iterator, context)
+            finally:
+                await commitment.release()
         except GpumarketError as error:
             await abort(context, error)
         self._on_change()
@@ -246,6 +269,21 @@ class ProviderService(ProviderServicer):
         except GpumarketError as error:
             await abort(context, error)
 
+    async def TakeEvidence(
+        self, request: terms.SignedCall, context: grpc.aio.ServicerContext[terms.SignedCall, pb.EvidenceTaken]
+    ) -> pb.EvidenceTaken:
+        """Evidence of a dispute on whose panel this provider sits (node.panel)."""
+        try:
+            caller, body = self._guard.open("Provider/TakeEvidence", request, pb.PanelEvidence)
+            if self.panel is None:
+                raise ProtocolError("this provider sits on no panels")
+            await self.panel.take(caller, Hash(body.dispute), body.evidence)
+        except GpumarketError as error:
+            if isinstance(error, JournalError):
+                self._on_journal_error(error)
+            await abort(context, error)
+        return pb.EvidenceTaken()
+
     def _require_served(self, sha256: Hash) -> None:
         for model in self._house.models.values():
             for file in model.manifest.files:
@@ -270,11 +308,31 @@ async def _listen(session: Session, requests: AsyncIterator[pb.InferRequest]) ->
     session.hang_up()
 
 
-async def _next_challenge(requests: AsyncIterator[pb.GpuChallenge], wanted: str) -> pb.GpuChallenge:
+async def _answer_for(
+    commitment: Commitment, requests: AsyncIterator[pb.GpuChallenge], context: grpc.aio.ServicerContext[pb.GpuChallenge, pb.GpuAnswer]
+) -> None:
+    """Show the commitment, answer reads of what it keeps, then open it."""
+    told = pb.GpuCommitment(root=commitment.root, gpu_class=commitment.gpu.gpu_class)
+    await context.write(pb.GpuAnswer(commitment=told))
+    for _ in range(GPU_READS_MAX):
+        message = await _next_challenge(requests, "opening", "read")
+        if message.HasField("opening"):
+            break
+        kept = await commitment.read(message.read.links, message.read.rows)
+        await context.write(pb.GpuAnswer(kept=pb.GpuKept(rows=kept)))
+    else:
+        message = await _next_challenge(requests, "opening")
+    opening = message.opening
+    product, rows = await asyncio.to_thread(commitment.open, opening.vector_seed, list(opening.rows))
+    shown = [pb.GpuRow(index=row.index, values=row.values, path=row.path) for row in rows]
+    await context.write(pb.GpuAnswer(proof=pb.GpuProof(product=product, rows=shown)))
+
+
+async def _next_challenge(requests: AsyncIterator[pb.GpuChallenge], *wanted: str) -> pb.GpuChallenge:
     try:
         message = await asyncio.wait_for(anext(requests), FIRST_MESSAGE_SECONDS)
     except (StopAsyncIteration, TimeoutError) as error:
-        raise ProtocolError(f"no {wanted} within {FIRST_MESSAGE_SECONDS:.0f} s") from error
-    if message.WhichOneof("message") != wanted:
-        raise ProtocolError(f"a GPU challenge's next message must be its {wanted}")
+        raise ProtocolError(f"no {wanted[0]} within {FIRST_MESSAGE_SECONDS:.0f} s") from error
+    if message.WhichOneof("message") not in wanted:
+        raise ProtocolError(f"a GPU challenge's next message must be its {' or a '.join(wanted)}")
     return message

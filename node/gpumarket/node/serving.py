@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import structlog
 
@@ -42,6 +42,9 @@ from gpumarket.node.attempt import (
 )
 from gpumarket.node.engines import Place
 from gpumarket.node.meter import Item
+from gpumarket.node.pace import Stopwatch
+from gpumarket.node.spans import AttemptSpans
+from gpumarket.node.tally import Tally
 from gpumarket.node.work import run
 from gpumarket.v1 import provider_pb2 as pb
 from gpumarket.v1 import terms_pb2 as terms
@@ -66,18 +69,20 @@ class Desk:
     final_ack_seconds: float
     on_bill: Callable[[Bill], None]
     """An attempt ended and can be claimed."""
+    tally: Tally = field(default_factory=Tally)
 
 
 class Session:
     """One attempt being served. `run` in a task of its own; `outbox` is what the handler sends; `leave` when the client is gone."""
 
-    def __init__(self, desk: Desk, job: Admitted, place: Place) -> None:
-        self.job = job
+    def __init__(self, desk: Desk, job: Admitted, place: Place, spans: AttemptSpans) -> None:
+        self.job, self._spans = job, spans
         self.outbox: asyncio.Queue[Reply] = asyncio.Queue()
         self._desk, self._place = desk, place
         self._attempt = Attempt(job.lease, job.nonce, job.spec.request_hash, job.spec.prompt_units)
         self._inbox: asyncio.Queue[tuple[Event, asyncio.Future[None] | None]] = asyncio.Queue()
         self._hungry = asyncio.Event()
+        self._opened_at = desk.clock.monotonic()
         self._deaf = False
         self._fault: GpumarketError | None = None
         self._stall: asyncio.TimerHandle | None = None
@@ -120,6 +125,7 @@ class Session:
     def give_up(self, error: GpumarketError) -> None:
         """The attempt could not be written down: it never was."""
         self._place.leave()
+        self._spans.end(error.code)
         self.outbox.put_nowait(error)
 
     # --- the task --------------------------------------------------------------------------------------------------------------
@@ -129,6 +135,7 @@ class Session:
         loop = asyncio.get_running_loop()
         started = pb.InferReply(started=pb.Started(nonce=self.job.nonce, queue_position=self._place.position))
         self.outbox.put_nowait(started)
+        self._spans.stage("queue")
         pump = asyncio.create_task(self._pump())
         deadline = loop.call_later(max(0.0, self.job.lease.deadline - self._desk.clock.now()), self._post, Late())
         try:
@@ -147,6 +154,7 @@ class Session:
             self._disarm()
             await _stop(pump)
             self._place.leave()
+            self._spans.end(self._fault.code if self._fault is not None else "")
             self._refuse_waiting()
 
     def _judge(self, event: Event) -> Sequence[Instruction]:
@@ -173,9 +181,13 @@ class Session:
                     self.outbox.put_nowait(self._fault)
 
     async def _conclude(self, finish_reason: str) -> None:
+        self._spans.stage("receipt")
         receipt = signed_receipt(self._desk.signer, self._desk.domain, self._attempt.receipt(self._desk.clock.now()))
         await self._desk.accounts.keep_receipt(self.job.lease_hash, receipt)
         outcome = terms.Outcome.Name(receipt.receipt.outcome)
+        word = outcome.removeprefix("OUTCOME_").lower()
+        self._desk.tally.attempts[word] += 1
+        self._spans.note(word, receipt.receipt.output_units)
         _log.info(
             "attempt ended", lease=hex0x(self.job.lease_hash), outcome=outcome, units=receipt.receipt.output_units, reason=finish_reason
         )
@@ -216,16 +228,36 @@ class Session:
             _, done = self._inbox.get_nowait()
             _tell(done)
 
+    def _count(self, event: Event, *, first: bool) -> int:
+        """Units of what the engine gave."""
+        seat, now = self._place.seat, self._desk.clock.monotonic()
+        seat.heard_at = now
+        units = sum(item.units for item in event.items) if isinstance(event, Produced) else 0
+        if units:
+            tally, model = self._desk.tally, self.job.lease.model
+            tally.tokens[model] += units
+            if first:
+                tally.prompt_tokens[model] += self.job.spec.prompt_units
+                tally.on_first(model, now - self._opened_at)
+                self._spans.stage("decode")
+        return units
+
     async def _pump(self) -> None:
         """The engine's output into the inbox, one batch at a time, no faster than it is taken."""
+        watch, units, clock = Stopwatch(), 0, self._desk.clock
         try:
             async with self._place.engine() as engine, aclosing(run(self.job.work, engine)) as output:
+                self._spans.stage("prefill")
+                watch.start(clock.monotonic())
                 async for event in output:
+                    watch.stop(clock.monotonic())
+                    units += self._count(event, first=not units)
                     self._hungry.clear()
                     self._post(event)
                     if isinstance(event, Ended):
                         return
                     await self._hungry.wait()
+                    watch.start(clock.monotonic())
         except GpumarketError as error:
             _log.warning("attempt failed", lease=hex0x(self.job.lease_hash), code=error.code, reason=error.message)
             await self._place.seat.check()
@@ -233,6 +265,9 @@ class Session:
         except Exception:
             _log.exception("attempt failed by a defect", lease=hex0x(self.job.lease_hash))
             self._post(Broke("internal"))
+        finally:
+            if self.job.lease.task is self.job.model.manifest.task:  # a check replays a text in one pass: another pace
+                self._place.seat.pace.add(units, watch.seconds)
 
 
 def draining() -> JobFailed:

@@ -10,7 +10,7 @@ from typing import ClassVar, Literal
 
 from pydantic import field_validator
 
-from gpumarket.core.settings import Settings
+from gpumarket.core.settings import Settings, StakedSettings
 from gpumarket.core.units import Address, Money, parse_address, parse_money
 
 _ROLE_BITS = {"provider": 1, "verifier": 4}
@@ -53,7 +53,7 @@ class ModelSetting(Settings):
         return parse_money(self.output_price)
 
 
-class ProviderSettings(Settings):
+class ProviderSettings(StakedSettings):
     """The provider daemon."""
 
     section: ClassVar[str] = "provider"
@@ -68,13 +68,16 @@ class ProviderSettings(Settings):
     """Wallet key (Web3 keystore v3)."""
     password_file: Path = Path("password")
     """File with the keystore's password, mode 0600."""
+    observe_listen: str = "127.0.0.1:0"
+    """host:port of /metrics, /healthz and /readyz; `ready.json` names the one that a port 0 became. It asks nobody who they are and shows
+    sums of money: loopback, until its owner opens it to the network of whoever watches. Empty: none of it."""
     p2p_listen: str = "/ip4/127.0.0.1/tcp/0"
     p2p_bootstrap: tuple[str, ...] = ()
     """Multiaddrs with /p2p/<id> of nodes to join through. Empty: heartbeats alone carry the offer."""
     region: str = ""
     """ISO 3166 code or a free label; clients can ask for it."""
-    stake: str = "10"
-    """Stake to hold at least; more exposure needs more."""
+    stake: str = "200"
+    """Stake to hold at least; more exposure needs more. Twice what a dispute locks, so that work of two clients can be judged at once."""
     faucet: bool = True
     """On a local test chain, take test tokens when the balance does not cover the stake. Without meaning elsewhere."""
     roles: tuple[Literal["provider", "verifier"], ...] = ("provider", "verifier")
@@ -84,6 +87,10 @@ class ProviderSettings(Settings):
     model_store: Path = Path("models")
     checks: bool = True
     """Take `check` jobs: paid work that keeps the other providers honest."""
+
+    panel: bool = False
+    """Be drawn to judge disputes about the models on sale. Earns fees; locks a seat's stake (Disputes.terms) of what `stake` holds, so
+    that is to be raised first; whoever is drawn and stays away pays. Off: the lists are left, panels already drawn are still served."""
 
     queue_limit: int = 16
     """Jobs that may wait for a slot, per model; the next one is told when to come back."""

@@ -1,7 +1,8 @@
 """The provider's journal: attempts with their evidence, vouchers, and a few facts that must survive a restart.
 
 Invariant: a row of `attempts` is there before `Started` leaves, its ack before the next window, its receipt before `Finished` (I2).
-Requests and outputs are never written: only hashes of them are in the lease, the receipt and the ack (I9).
+Requests and outputs are never written: only hashes of them are in the lease, the receipt and the ack (I9); of evidence that this provider
+judges on a panel only its number is, written once, before anything is committed to on chain.
 """
 
 from __future__ import annotations
@@ -60,6 +61,22 @@ vouchers = Table(
     Column("cumulative", MoneyType(), nullable=False),
     Column("signature", LargeBinary(65), nullable=False),
     Column("owed", MoneyType(), nullable=False),
+)
+
+panel_numbers = Table(
+    "panel_numbers",
+    metadata,
+    Column("dispute", LargeBinary(32), primary_key=True),
+    Column("number", LargeBinary(8), nullable=False),
+    Column("salt", LargeBinary(32), nullable=False),
+    Column("written_at", BigInteger, nullable=False),
+)
+
+sealing_keys = Table(
+    "sealing_keys",
+    metadata,
+    Column("public", LargeBinary(32), primary_key=True),
+    Column("secret", LargeBinary(32), nullable=False),
 )
 
 facts = Table(

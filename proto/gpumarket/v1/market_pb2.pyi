@@ -27,7 +27,9 @@ class _Verdict:
 class _VerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdict.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     VERDICT_UNSPECIFIED: _Verdict.ValueType  # 0
+    """refused"""
     VERDICT_ACCEPTED: _Verdict.ValueType  # 1
+    """paid now"""
     VERDICT_GREY: _Verdict.ValueType  # 2
     """paid, checked more from now on"""
     VERDICT_REJECTED: _Verdict.ValueType  # 3
@@ -36,7 +38,9 @@ class _VerdictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Verdict.Value
 class Verdict(_Verdict, metaclass=_VerdictEnumTypeWrapper): ...
 
 VERDICT_UNSPECIFIED: Verdict.ValueType  # 0
+"""refused"""
 VERDICT_ACCEPTED: Verdict.ValueType  # 1
+"""paid now"""
 VERDICT_GREY: Verdict.ValueType  # 2
 """paid, checked more from now on"""
 VERDICT_REJECTED: Verdict.ValueType  # 3
@@ -50,18 +54,26 @@ class _ClaimState:
 class _ClaimStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ClaimState.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     CLAIM_STATE_UNSPECIFIED: _ClaimState.ValueType  # 0
+    """never sent"""
     CLAIM_STATE_HELD: _ClaimState.ValueType  # 1
+    """earned, and may still be rejected"""
     CLAIM_STATE_OWED: _ClaimState.ValueType  # 2
+    """earned for good; vouchered"""
     CLAIM_STATE_REJECTED: _ClaimState.ValueType  # 3
+    """the result was found wrong; nothing is paid"""
     CLAIM_STATE_CLOSED: _ClaimState.ValueType  # 4
     """nothing was earned"""
 
 class ClaimState(_ClaimState, metaclass=_ClaimStateEnumTypeWrapper): ...
 
 CLAIM_STATE_UNSPECIFIED: ClaimState.ValueType  # 0
+"""never sent"""
 CLAIM_STATE_HELD: ClaimState.ValueType  # 1
+"""earned, and may still be rejected"""
 CLAIM_STATE_OWED: ClaimState.ValueType  # 2
+"""earned for good; vouchered"""
 CLAIM_STATE_REJECTED: ClaimState.ValueType  # 3
+"""the result was found wrong; nothing is paid"""
 CLAIM_STATE_CLOSED: ClaimState.ValueType  # 4
 """nothing was earned"""
 Global___ClaimState: _TypeAlias = ClaimState  # noqa: Y015
@@ -97,20 +109,27 @@ class SchedulerInfo(_message.Message):
     CHANNEL_MARGIN_SECONDS_FIELD_NUMBER: _builtins.int
     VERSION_FIELD_NUMBER: _builtins.int
     address: _builtins.bytes
+    """the wallet that orders are made out to and that signs leases"""
     chain_id: _builtins.int
+    """EIP-155 id of the chain it settles on"""
     registry: _builtins.bytes
-    """contract addresses"""
+    """contract address of StakeRegistry, which is also the domain of every signature"""
     channels: _builtins.bytes
+    """contract address of PaymentChannels"""
     token: _builtins.bytes
+    """contract address of the ERC-20 that prices are in"""
     fee_ppm: _builtins.int
+    """the scheduler's, on top of what the provider earns"""
     check_seconds: _builtins.int
     """a checked job that is not reported by then is owed"""
     max_job_seconds: _builtins.int
     """farthest deadline taken"""
     window_units: _builtins.int
+    """generated tokens that a provider streams ahead of the acks"""
     channel_margin_seconds: _builtins.int
     """a channel that expires sooner than this after a deadline is refused"""
     version: _builtins.str
+    """of its gpumarket package, for people"""
     def __init__(
         self,
         *,
@@ -144,15 +163,21 @@ class MatchRequest(_message.Message):
     CLIENT_CHANNEL_FIELD_NUMBER: _builtins.int
     QUOTE_FIELD_NUMBER: _builtins.int
     EXPLAIN_FIELD_NUMBER: _builtins.int
+    TRACEPARENT_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     """the caller's, echoed"""
     client_channel: _builtins.bytes
+    """hash; the channel that the order is paid from. A quote needs none"""
     quote: _builtins.bool
     """price only: nothing reserved, nothing stored, signature not needed"""
     explain: _builtins.bool
-    """count the reasons also on success"""
+    """put the explanation into the answer of a granted order"""
+    traceparent: _builtins.str
+    """W3C trace context of this request, for the caller's own tracing; not signed, dropped when malformed"""
     @_builtins.property
-    def order(self) -> _terms_pb2.JobOrder: ...
+    def order(self) -> _terms_pb2.JobOrder:
+        """signed by the client; a quote needs spec and constraints only"""
+
     @_builtins.property
     def voucher(self) -> _terms_pb2.SignedVoucher:
         """needed where the order's maximum is not yet covered"""
@@ -166,10 +191,11 @@ class MatchRequest(_message.Message):
         client_channel: _builtins.bytes = ...,
         quote: _builtins.bool = ...,
         explain: _builtins.bool = ...,
+        traceparent: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["order", b"order", "voucher", b"voucher"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_channel", b"client_channel", "explain", b"explain", "id", b"id", "order", b"order", "quote", b"quote", "voucher", b"voucher"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["client_channel", b"client_channel", "explain", b"explain", "id", b"id", "order", b"order", "quote", b"quote", "traceparent", b"traceparent", "voucher", b"voucher"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -185,14 +211,23 @@ class MatchReply(_message.Message):
     NO_MATCH_FIELD_NUMBER: _builtins.int
     PROBLEM_FIELD_NUMBER: _builtins.int
     id: _builtins.int
+    """of the request"""
     @_builtins.property
-    def granted(self) -> Global___Granted: ...
+    def granted(self) -> Global___Granted:
+        """a lease: capacity and money are reserved"""
+
     @_builtins.property
-    def quote(self) -> Global___Quote: ...
+    def quote(self) -> Global___Quote:
+        """the answer to a quote"""
+
     @_builtins.property
-    def no_match(self) -> Global___NoMatch: ...
+    def no_match(self) -> Global___NoMatch:
+        """nobody passes every filter; nothing is reserved"""
+
     @_builtins.property
-    def problem(self) -> Global___Problem: ...
+    def problem(self) -> Global___Problem:
+        """refused, and why; nothing is reserved"""
+
     def __init__(
         self,
         *,
@@ -221,7 +256,9 @@ class Granted(_message.Message):
     EXPLANATION_FIELD_NUMBER: _builtins.int
     ACCOUNT_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def lease(self) -> _terms_pb2.SignedLease: ...
+    def lease(self) -> _terms_pb2.SignedLease:
+        """the term sheet of the attempt, to be shown to the provider"""
+
     @_builtins.property
     def offer(self) -> _terms_pb2.SignedOffer:
         """endpoint and TLS key of the provider, under its own signature"""
@@ -231,7 +268,9 @@ class Granted(_message.Message):
         """when asked"""
 
     @_builtins.property
-    def account(self) -> Global___Account: ...
+    def account(self) -> Global___Account:
+        """sums of the client's channel after the order"""
+
     def __init__(
         self,
         *,
@@ -258,9 +297,13 @@ class Quote(_message.Message):
     FEE_PPM_FIELD_NUMBER: _builtins.int
     MAXIMUM_FIELD_NUMBER: _builtins.int
     provider: _builtins.bytes
+    """address; who would be drawn now. An order may be given to another"""
     prompt_price_per_mtok: _builtins.bytes
+    """money per 1,000,000 input tokens, fee not included"""
     output_price_per_mtok: _builtins.bytes
+    """money per 1,000,000 generated tokens, fee not included"""
     fee_ppm: _builtins.int
+    """the scheduler's, on top of the prices"""
     maximum: _builtins.bytes
     """money the client would pay at most"""
     def __init__(
@@ -315,8 +358,11 @@ class NoMatch(_message.Message):
     CONSIDERED_FIELD_NUMBER: _builtins.int
     REMOVED_FIELD_NUMBER: _builtins.int
     considered: _builtins.int
+    """providers in the book"""
     @_builtins.property
-    def removed(self) -> _containers.RepeatedCompositeFieldContainer[Global___FilterCount]: ...
+    def removed(self) -> _containers.RepeatedCompositeFieldContainer[Global___FilterCount]:
+        """by filter, in the order that they are applied; the numbers add up to `considered`"""
+
     def __init__(
         self,
         *,
@@ -342,9 +388,13 @@ class Problem(_message.Message):
     HINT_FIELD_NUMBER: _builtins.int
     RETRYABLE_FIELD_NUMBER: _builtins.int
     code: _builtins.str
+    """of gpumarket.core.errors, by which the error is raised as itself at the caller"""
     message: _builtins.str
+    """what happened, and why"""
     hint: _builtins.str
+    """what to run or change next"""
     retryable: _builtins.bool
+    """the same request may succeed later"""
     def __init__(
         self,
         *,
@@ -390,9 +440,11 @@ class Score(_message.Message):
     PARTS_FIELD_NUMBER: _builtins.int
     CHOSEN_FIELD_NUMBER: _builtins.int
     provider: _builtins.bytes
+    """address"""
     total: _builtins.float
     """0..1"""
     chosen: _builtins.bool
+    """this one was drawn"""
     @_builtins.property
     def parts(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
         """weighted, their sum is the total"""
@@ -421,7 +473,9 @@ class Rejected(_message.Message):
     FILTER_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     provider: _builtins.bytes
+    """address"""
     filter: _builtins.str
+    """name of the first hard filter that it failed"""
     reason: _builtins.str
     """with the numbers"""
     def __init__(
@@ -448,14 +502,25 @@ class Explanation(_message.Message):
     CANDIDATES_FIELD_NUMBER: _builtins.int
     REJECTED_FIELD_NUMBER: _builtins.int
     EXPLORED_FIELD_NUMBER: _builtins.int
+    REMOVED_FIELD_NUMBER: _builtins.int
     seed: _builtins.bytes
+    """of the draw: the same seed over the same book draws the same provider"""
     considered: _builtins.int
+    """providers in the book"""
     explored: _builtins.bool
     """drawn from the share kept for newcomers"""
     @_builtins.property
-    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Score]: ...
+    def candidates(self) -> _containers.RepeatedCompositeFieldContainer[Global___Score]:
+        """those drawn that passed every filter, best first"""
+
     @_builtins.property
-    def rejected(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rejected]: ...
+    def rejected(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rejected]:
+        """some of those struck out, at most 200; where very many sell the model, of a sample of them. `removed` counts all"""
+
+    @_builtins.property
+    def removed(self) -> _containers.RepeatedCompositeFieldContainer[Global___FilterCount]:
+        """how many each filter struck out, of all that were considered"""
+
     def __init__(
         self,
         *,
@@ -464,10 +529,11 @@ class Explanation(_message.Message):
         candidates: _abc.Iterable[Global___Score] | None = ...,
         rejected: _abc.Iterable[Global___Rejected] | None = ...,
         explored: _builtins.bool = ...,
+        removed: _abc.Iterable[Global___FilterCount] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "considered", b"considered", "explored", b"explored", "rejected", b"rejected", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["candidates", b"candidates", "considered", b"considered", "explored", b"explored", "rejected", b"rejected", "removed", b"removed", "seed", b"seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -526,13 +592,21 @@ class Opening(_message.Message):
     SALT_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
     request: _builtins.bytes
+    """hashes, with the salt, to the order's request_hash"""
     salt: _builtins.bytes
+    """hash"""
     @_builtins.property
-    def lease(self) -> _terms_pb2.SignedLease: ...
+    def lease(self) -> _terms_pb2.SignedLease:
+        """the attempt in question"""
+
     @_builtins.property
-    def order(self) -> _terms_pb2.JobOrder: ...
+    def order(self) -> _terms_pb2.JobOrder:
+        """hashes to the lease's spec"""
+
     @_builtins.property
-    def receipt(self) -> _terms_pb2.SignedReceipt: ...
+    def receipt(self) -> _terms_pb2.SignedReceipt:
+        """the provider's word on what it delivered"""
+
     @_builtins.property
     def output(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """items of the output chain, in order, prefix included"""
@@ -567,9 +641,13 @@ class ReportRequest(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     DRAWN_FIELD_NUMBER: _builtins.int
     job: _builtins.bytes
+    """job key"""
     attempt: _builtins.int
+    """the one that is judged"""
     verdict: Global___Verdict.ValueType
+    """releases the payment, or rejects it"""
     reason: _builtins.str
+    """for people; decides nothing"""
     @_builtins.property
     def subject(self) -> Global___Opening:
         """rejection only"""
@@ -608,13 +686,22 @@ class ClaimRequest(_message.Message):
     LEASE_FIELD_NUMBER: _builtins.int
     RECEIPT_FIELD_NUMBER: _builtins.int
     LAST_ACK_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def lease(self) -> _terms_pb2.SignedLease: ...
+    def lease(self) -> _terms_pb2.SignedLease:
+        """what was worked on"""
+
     @_builtins.property
-    def receipt(self) -> _terms_pb2.SignedReceipt: ...
+    def receipt(self) -> _terms_pb2.SignedReceipt:
+        """what was done, signed by the provider that claims"""
+
     @_builtins.property
     def last_ack(self) -> _terms_pb2.SignedAck:
         """absent when none came"""
+
+    @_builtins.property
+    def held(self) -> _terms_pb2.SignedVoucher:
+        """newest voucher of the lease's channel that the provider holds; absent when it holds none"""
 
     def __init__(
         self,
@@ -622,10 +709,11 @@ class ClaimRequest(_message.Message):
         lease: _terms_pb2.SignedLease | None = ...,
         receipt: _terms_pb2.SignedReceipt | None = ...,
         last_ack: _terms_pb2.SignedAck | None = ...,
+        held: _terms_pb2.SignedVoucher | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["last_ack", b"last_ack", "lease", b"lease", "receipt", b"receipt"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "last_ack", b"last_ack", "lease", b"lease", "receipt", b"receipt"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["last_ack", b"last_ack", "lease", b"lease", "receipt", b"receipt"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "last_ack", b"last_ack", "lease", b"lease", "receipt", b"receipt"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -640,9 +728,11 @@ class ClaimReply(_message.Message):
     VOUCHER_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     state: Global___ClaimState.ValueType
+    """what became of the claim"""
     amount: _builtins.bytes
     """money of this attempt"""
     reason: _builtins.str
+    """why nothing was earned, or less than was claimed; for people"""
     @_builtins.property
     def voucher(self) -> _terms_pb2.SignedVoucher:
         """newest of the provider's channel"""
@@ -670,15 +760,22 @@ class HeartbeatUp(_message.Message):
     HELLO_FIELD_NUMBER: _builtins.int
     LOAD_FIELD_NUMBER: _builtins.int
     OFFER_FIELD_NUMBER: _builtins.int
+    HELD_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def hello(self) -> _terms_pb2.SignedCall:
         """body: SignedOffer; must be first"""
 
     @_builtins.property
-    def load(self) -> Global___Load: ...
+    def load(self) -> Global___Load:
+        """every second, and at once when a place is taken or freed"""
+
     @_builtins.property
     def offer(self) -> _terms_pb2.SignedOffer:
         """on change"""
+
+    @_builtins.property
+    def held(self) -> Global___Holdings:
+        """right after the hello; a load that comes first says that there is nothing"""
 
     def __init__(
         self,
@@ -686,16 +783,67 @@ class HeartbeatUp(_message.Message):
         hello: _terms_pb2.SignedCall | None = ...,
         load: Global___Load | None = ...,
         offer: _terms_pb2.SignedOffer | None = ...,
+        held: Global___Holdings | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "load", b"load", "message", b"message", "offer", b"offer"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "hello", b"hello", "load", b"load", "message", b"message", "offer", b"offer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["hello", b"hello", "load", b"load", "message", b"message", "offer", b"offer"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["held", b"held", "hello", b"hello", "load", b"load", "message", b"message", "offer", b"offer"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "load", "offer"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["hello", "load", "offer", "held"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
 Global___HeartbeatUp: _TypeAlias = HeartbeatUp  # noqa: Y015
+
+@_typing.final
+class Holdings(_message.Message):
+    """Newest vouchers that the provider holds of this scheduler's channels: a ledger that is older than they are learns it before it signs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VOUCHERS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def vouchers(self) -> _containers.RepeatedCompositeFieldContainer[_terms_pb2.SignedVoucher]:
+        """the newest of each channel, at most 256"""
+
+    def __init__(
+        self,
+        *,
+        vouchers: _abc.Iterable[_terms_pb2.SignedVoucher] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["vouchers", b"vouchers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Holdings: _TypeAlias = Holdings  # noqa: Y015
+
+@_typing.final
+class ModelPlaces(_message.Message):
+    """Places of one model: each has slots and a queue of its own."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MODEL_FIELD_NUMBER: _builtins.int
+    FREE_FIELD_NUMBER: _builtins.int
+    model: _builtins.bytes
+    """manifest digest"""
+    free: _builtins.int
+    """jobs of this model that can start now"""
+    def __init__(
+        self,
+        *,
+        model: _builtins.bytes = ...,
+        free: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["free", b"free", "model", b"model"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ModelPlaces: _TypeAlias = ModelPlaces  # noqa: Y015
 
 @_typing.final
 class Load(_message.Message):
@@ -706,15 +854,30 @@ class Load(_message.Message):
     QUEUED_FIELD_NUMBER: _builtins.int
     WARM_FIELD_NUMBER: _builtins.int
     DRAINING_FIELD_NUMBER: _builtins.int
+    LEASES_FIELD_NUMBER: _builtins.int
+    PROBE_FIELD_NUMBER: _builtins.int
+    PLACES_FIELD_NUMBER: _builtins.int
     free: _builtins.int
-    """jobs that can start now"""
+    """jobs that can start now, of all models together"""
     running: _builtins.int
+    """jobs that hold a slot now"""
     queued: _builtins.int
+    """jobs that wait for one"""
     draining: _builtins.bool
     """send no more"""
+    probe: _builtins.int
+    """the last probe that came down, so that the scheduler can time the way; 0 before the first"""
     @_builtins.property
     def warm(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
         """model digests loaded now"""
+
+    @_builtins.property
+    def leases(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """hashes of this scheduler's leases that were opened here and are not over: `free` knows of them"""
+
+    @_builtins.property
+    def places(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelPlaces]:
+        """`free` by model: one that is not named has none. Empty: each model has `free`"""
 
     def __init__(
         self,
@@ -724,10 +887,13 @@ class Load(_message.Message):
         queued: _builtins.int = ...,
         warm: _abc.Iterable[_builtins.bytes] | None = ...,
         draining: _builtins.bool = ...,
+        leases: _abc.Iterable[_builtins.bytes] | None = ...,
+        probe: _builtins.int = ...,
+        places: _abc.Iterable[Global___ModelPlaces] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "free", b"free", "queued", b"queued", "running", b"running", "warm", b"warm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["draining", b"draining", "free", b"free", "leases", b"leases", "places", b"places", "probe", b"probe", "queued", b"queued", "running", b"running", "warm", b"warm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -741,10 +907,13 @@ class HeartbeatDown(_message.Message):
     VOUCHER_FIELD_NUMBER: _builtins.int
     NOTICE_FIELD_NUMBER: _builtins.int
     SETTLED_FIELD_NUMBER: _builtins.int
+    PROBE_FIELD_NUMBER: _builtins.int
     channel: _builtins.bytes
     """the provider's channel on chain; empty until it is open"""
     notice: _builtins.str
     """why it gets no jobs, when it does not"""
+    probe: _builtins.int
+    """random; sent back in a load at once. 0 is none"""
     @_builtins.property
     def voucher(self) -> _terms_pb2.SignedVoucher:
         """newest, when it changed"""
@@ -760,10 +929,11 @@ class HeartbeatDown(_message.Message):
         voucher: _terms_pb2.SignedVoucher | None = ...,
         notice: _builtins.str = ...,
         settled: _abc.Iterable[_builtins.bytes] | None = ...,
+        probe: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["voucher", b"voucher"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "notice", b"notice", "settled", b"settled", "voucher", b"voucher"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "notice", b"notice", "probe", b"probe", "settled", b"settled", "voucher", b"voucher"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -776,6 +946,7 @@ class WatchRequest(_message.Message):
     FROM_REVISION_FIELD_NUMBER: _builtins.int
     MODEL_FIELD_NUMBER: _builtins.int
     from_revision: _builtins.int
+    """the last one seen; 0 is from the beginning"""
     model: _builtins.bytes
     """hash; empty is all"""
     def __init__(
@@ -801,14 +972,21 @@ class OfferEvent(_message.Message):
     REMOVED_FIELD_NUMBER: _builtins.int
     REPUTATION_PPM_FIELD_NUMBER: _builtins.int
     SYNCED_FIELD_NUMBER: _builtins.int
+    PROVEN_MFLOPS_FIELD_NUMBER: _builtins.int
     revision: _builtins.int
+    """rises with every change of the book; to be given back in `from_revision`"""
     removed: _builtins.bytes
     """address, instead of an offer"""
     reputation_ppm: _builtins.int
+    """this scheduler's rating of the provider"""
     synced: _builtins.bool
     """everything known at the call has been sent"""
+    proven_mflops: _builtins.int
+    """this scheduler's own measure of the slowest GPU, unit as in GpuClaim; 0 while no proof holds"""
     @_builtins.property
-    def offer(self) -> _terms_pb2.SignedOffer: ...
+    def offer(self) -> _terms_pb2.SignedOffer:
+        """listed, or changed; under its provider's own signature"""
+
     def __init__(
         self,
         *,
@@ -817,10 +995,11 @@ class OfferEvent(_message.Message):
         removed: _builtins.bytes = ...,
         reputation_ppm: _builtins.int = ...,
         synced: _builtins.bool = ...,
+        proven_mflops: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["offer", b"offer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["offer", b"offer", "removed", b"removed", "reputation_ppm", b"reputation_ppm", "revision", b"revision", "synced", b"synced"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["offer", b"offer", "proven_mflops", b"proven_mflops", "removed", b"removed", "reputation_ppm", b"reputation_ppm", "revision", b"revision", "synced", b"synced"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -832,6 +1011,7 @@ class AccountRequest(_message.Message):
 
     CHANNEL_FIELD_NUMBER: _builtins.int
     channel: _builtins.bytes
+    """hash; a channel of the caller's to this scheduler"""
     def __init__(
         self,
         *,
@@ -855,15 +1035,23 @@ class Account(_message.Message):
     USED_FIELD_NUMBER: _builtins.int
     HELD_FIELD_NUMBER: _builtins.int
     OPEN_FIELD_NUMBER: _builtins.int
+    NEWEST_FIELD_NUMBER: _builtins.int
     channel: _builtins.bytes
+    """hash"""
     deposit: _builtins.bytes
     """money, on chain"""
     voucher: _builtins.bytes
     """newest cumulative held"""
     used: _builtins.bytes
+    """money earned by providers and fees, which the voucher pays"""
     held: _builtins.bytes
+    """money of delivered attempts that still may be rejected"""
     open: _builtins.bytes
     """sum of the maxima of open attempts"""
+    @_builtins.property
+    def newest(self) -> _terms_pb2.SignedVoucher:
+        """the voucher of `voucher`, where one is held: it proves to a payer what it has signed"""
+
     def __init__(
         self,
         *,
@@ -873,10 +1061,11 @@ class Account(_message.Message):
         used: _builtins.bytes = ...,
         held: _builtins.bytes = ...,
         open: _builtins.bytes = ...,
+        newest: _terms_pb2.SignedVoucher | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["newest", b"newest"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "deposit", b"deposit", "held", b"held", "open", b"open", "used", b"used", "voucher", b"voucher"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["channel", b"channel", "deposit", b"deposit", "held", b"held", "newest", b"newest", "open", b"open", "used", b"used", "voucher", b"voucher"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -888,6 +1077,7 @@ class JobRequest(_message.Message):
 
     JOB_FIELD_NUMBER: _builtins.int
     job: _builtins.bytes
+    """job key, of a job of the caller's"""
     def __init__(
         self,
         *,
@@ -911,11 +1101,15 @@ class Attempt(_message.Message):
     AMOUNT_FIELD_NUMBER: _builtins.int
     UNITS_FIELD_NUMBER: _builtins.int
     attempt: _builtins.int
+    """from 1"""
     provider: _builtins.bytes
+    """address"""
     state: _builtins.str
+    """open, held, owed, rejected, closed, expired"""
     amount: _builtins.bytes
     """money the provider earns"""
     units: _builtins.int
+    """output units that are billed"""
     def __init__(
         self,
         *,
@@ -944,18 +1138,23 @@ class JobStatus(_message.Message):
     LEASE_FIELD_NUMBER: _builtins.int
     OFFER_FIELD_NUMBER: _builtins.int
     job: _builtins.bytes
+    """job key"""
     state: _builtins.str
     """leased, delivered, checking, completed, rejected, cancelled, failed, expired"""
     amount: _builtins.bytes
     """money the client pays, fee included"""
     @_builtins.property
-    def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attempt]: ...
+    def attempts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Attempt]:
+        """all of them, oldest first"""
+
     @_builtins.property
     def lease(self) -> _terms_pb2.SignedLease:
         """of the newest attempt"""
 
     @_builtins.property
-    def offer(self) -> _terms_pb2.SignedOffer: ...
+    def offer(self) -> _terms_pb2.SignedOffer:
+        """the offer that the newest attempt was leased under"""
+
     def __init__(
         self,
         *,

@@ -154,14 +154,16 @@ class MarketServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Explain(self, request, context):
-        """Why this order would go, or went, where it goes. No effect.
+        """Why this order would go, or went, where it goes. No effect, and no signature needed. One caller's address gets a bounded share of the
+        scheduler's time for this and for whatever else walks the book (a quote or an order that nobody fits): beyond it Busy, with the time
+        to come back.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetAccount(self, request, context):
-        """The caller's own standing or job. No effect.
+        """Sums and newest voucher of a channel of the caller's. No effect.
         body: AccountRequest
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
@@ -169,7 +171,8 @@ class MarketServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetJob(self, request, context):
-        """body: JobRequest
+        """State, price and attempts of a job of the caller's. No effect.
+        body: JobRequest
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

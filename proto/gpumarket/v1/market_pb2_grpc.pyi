@@ -55,13 +55,18 @@ class MarketStub:
     WatchOffers: _grpc.UnaryStreamMultiCallable[_market_pb2.WatchRequest, _market_pb2.OfferEvent]
     """The book: what is known now, then what changes. Starts after `from_revision` where that is still known, else with everything."""
     Explain: _grpc.UnaryUnaryMultiCallable[_terms_pb2.JobOrder, _market_pb2.Explanation]
-    """Why this order would go, or went, where it goes. No effect."""
+    """Why this order would go, or went, where it goes. No effect, and no signature needed. One caller's address gets a bounded share of the
+    scheduler's time for this and for whatever else walks the book (a quote or an order that nobody fits): beyond it Busy, with the time
+    to come back.
+    """
     GetAccount: _grpc.UnaryUnaryMultiCallable[_terms_pb2.SignedCall, _market_pb2.Account]
-    """The caller's own standing or job. No effect.
+    """Sums and newest voucher of a channel of the caller's. No effect.
     body: AccountRequest
     """
     GetJob: _grpc.UnaryUnaryMultiCallable[_terms_pb2.SignedCall, _market_pb2.JobStatus]
-    """body: JobRequest"""
+    """State, price and attempts of a job of the caller's. No effect.
+    body: JobRequest
+    """
     Deposit: _grpc.UnaryUnaryMultiCallable[_terms_pb2.SignedVoucher, _market_pb2.Account]
     """Tops the client's voucher up without an order, or after one. Answers the account."""
     CloseChannel: _grpc.UnaryUnaryMultiCallable[_terms_pb2.SignedCall, _terms_pb2.SignedClose]
@@ -95,13 +100,18 @@ class MarketAsyncStub(MarketStub):
     WatchOffers: _aio.UnaryStreamMultiCallable[_market_pb2.WatchRequest, _market_pb2.OfferEvent]  # type: ignore[assignment]
     """The book: what is known now, then what changes. Starts after `from_revision` where that is still known, else with everything."""
     Explain: _aio.UnaryUnaryMultiCallable[_terms_pb2.JobOrder, _market_pb2.Explanation]  # type: ignore[assignment]
-    """Why this order would go, or went, where it goes. No effect."""
+    """Why this order would go, or went, where it goes. No effect, and no signature needed. One caller's address gets a bounded share of the
+    scheduler's time for this and for whatever else walks the book (a quote or an order that nobody fits): beyond it Busy, with the time
+    to come back.
+    """
     GetAccount: _aio.UnaryUnaryMultiCallable[_terms_pb2.SignedCall, _market_pb2.Account]  # type: ignore[assignment]
-    """The caller's own standing or job. No effect.
+    """Sums and newest voucher of a channel of the caller's. No effect.
     body: AccountRequest
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_terms_pb2.SignedCall, _market_pb2.JobStatus]  # type: ignore[assignment]
-    """body: JobRequest"""
+    """State, price and attempts of a job of the caller's. No effect.
+    body: JobRequest
+    """
     Deposit: _aio.UnaryUnaryMultiCallable[_terms_pb2.SignedVoucher, _market_pb2.Account]  # type: ignore[assignment]
     """Tops the client's voucher up without an order, or after one. Answers the account."""
     CloseChannel: _aio.UnaryUnaryMultiCallable[_terms_pb2.SignedCall, _terms_pb2.SignedClose]  # type: ignore[assignment]
@@ -180,7 +190,10 @@ class MarketServicer(metaclass=_abc_1.ABCMeta):
         request: _terms_pb2.JobOrder,
         context: _ServicerContext,
     ) -> _typing.Union[_market_pb2.Explanation, _abc.Awaitable[_market_pb2.Explanation]]:
-        """Why this order would go, or went, where it goes. No effect."""
+        """Why this order would go, or went, where it goes. No effect, and no signature needed. One caller's address gets a bounded share of the
+        scheduler's time for this and for whatever else walks the book (a quote or an order that nobody fits): beyond it Busy, with the time
+        to come back.
+        """
 
     @_abc_1.abstractmethod
     def GetAccount(
@@ -188,7 +201,7 @@ class MarketServicer(metaclass=_abc_1.ABCMeta):
         request: _terms_pb2.SignedCall,
         context: _ServicerContext,
     ) -> _typing.Union[_market_pb2.Account, _abc.Awaitable[_market_pb2.Account]]:
-        """The caller's own standing or job. No effect.
+        """Sums and newest voucher of a channel of the caller's. No effect.
         body: AccountRequest
         """
 
@@ -198,7 +211,9 @@ class MarketServicer(metaclass=_abc_1.ABCMeta):
         request: _terms_pb2.SignedCall,
         context: _ServicerContext,
     ) -> _typing.Union[_market_pb2.JobStatus, _abc.Awaitable[_market_pb2.JobStatus]]:
-        """body: JobRequest"""
+        """State, price and attempts of a job of the caller's. No effect.
+        body: JobRequest
+        """
 
     @_abc_1.abstractmethod
     def Deposit(

@@ -39,17 +39,29 @@ class HostCommand(_message.Message):
     call_id: _builtins.int
     """positive"""
     @_builtins.property
-    def configure(self) -> Global___HostConfigure: ...
+    def configure(self) -> Global___HostConfigure:
+        """first, once"""
+
     @_builtins.property
-    def announce(self) -> Global___HostAnnounce: ...
+    def announce(self) -> Global___HostAnnounce:
+        """publish our own offer"""
+
     @_builtins.property
-    def connect(self) -> Global___HostConnect: ...
+    def connect(self) -> Global___HostConnect:
+        """dial a peer"""
+
     @_builtins.property
-    def snapshot(self) -> Global___HostSnapshot: ...
+    def snapshot(self) -> Global___HostSnapshot:
+        """tell all offers"""
+
     @_builtins.property
-    def peers(self) -> Global___HostPeers: ...
+    def peers(self) -> Global___HostPeers:
+        """tell the connected peers"""
+
     @_builtins.property
-    def status(self) -> Global___HostStatusQuery: ...
+    def status(self) -> Global___HostStatusQuery:
+        """tell the counters"""
+
     def __init__(
         self,
         *,
@@ -139,6 +151,7 @@ class HostAnnounce(_message.Message):
 
     SIGNED_OFFER_FIELD_NUMBER: _builtins.int
     signed_offer: _builtins.bytes
+    """serialized SignedOffer, at most 64 KiB, of a higher sequence than the last"""
     def __init__(
         self,
         *,
@@ -160,6 +173,7 @@ class HostConnect(_message.Message):
 
     MULTIADDR_FIELD_NUMBER: _builtins.int
     multiaddr: _builtins.str
+    """TCP, with /p2p/<id>"""
     def __init__(
         self,
         *,
@@ -239,20 +253,35 @@ class HostEvent(_message.Message):
     PEER_LIST_FIELD_NUMBER: _builtins.int
     REPORT_FIELD_NUMBER: _builtins.int
     call_id: _builtins.int
+    """of the command that it answers; 0 answers none"""
     @_builtins.property
-    def ready(self) -> Global___HostReady: ...
+    def ready(self) -> Global___HostReady:
+        """answers configure"""
+
     @_builtins.property
-    def done(self) -> Global___HostDone: ...
+    def done(self) -> Global___HostDone:
+        """answers announce and connect"""
+
     @_builtins.property
-    def failed(self) -> Global___HostFailed: ...
+    def failed(self) -> Global___HostFailed:
+        """answers any command that did not succeed"""
+
     @_builtins.property
-    def seen(self) -> Global___SeenOffer: ...
+    def seen(self) -> Global___SeenOffer:
+        """news"""
+
     @_builtins.property
-    def offers(self) -> Global___OfferPage: ...
+    def offers(self) -> Global___OfferPage:
+        """answers snapshot, in one frame or more"""
+
     @_builtins.property
-    def peer_list(self) -> Global___PeerList: ...
+    def peer_list(self) -> Global___PeerList:
+        """answers peers"""
+
     @_builtins.property
-    def report(self) -> Global___HostReport: ...
+    def report(self) -> Global___HostReport:
+        """answers status"""
+
     def __init__(
         self,
         *,
@@ -282,6 +311,7 @@ class HostReady(_message.Message):
     PEER_ID_FIELD_NUMBER: _builtins.int
     ADDRESSES_FIELD_NUMBER: _builtins.int
     peer_id: _builtins.str
+    """libp2p peer id of the identity key"""
     @_builtins.property
     def addresses(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """full multiaddrs, /p2p/<id> included"""
@@ -325,8 +355,11 @@ class HostFailed(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     HINT_FIELD_NUMBER: _builtins.int
     code: _builtins.str
+    """of gpumarket.core.errors"""
     message: _builtins.str
+    """what happened, and why"""
     hint: _builtins.str
+    """what to run or change next"""
     def __init__(
         self,
         *,
@@ -354,7 +387,9 @@ class SeenOffer(_message.Message):
     provider: _builtins.bytes
     """address"""
     sequence: _builtins.int
+    """of the offer; higher than any seen of the provider before"""
     signed_offer: _builtins.bytes
+    """serialized SignedOffer, its very bytes"""
     def __init__(
         self,
         *,
@@ -377,8 +412,11 @@ class OfferPage(_message.Message):
     SIGNED_OFFERS_FIELD_NUMBER: _builtins.int
     MORE_FIELD_NUMBER: _builtins.int
     more: _builtins.bool
+    """another frame of the same answer follows"""
     @_builtins.property
-    def signed_offers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def signed_offers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """serialized SignedOffers, their very bytes"""
+
     def __init__(
         self,
         *,
@@ -399,7 +437,9 @@ class PeerList(_message.Message):
 
     PEER_IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def peer_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def peer_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """libp2p peer ids"""
+
     def __init__(
         self,
         *,
@@ -446,12 +486,15 @@ class HostReport(_message.Message):
     BOOK_BYTES_FIELD_NUMBER: _builtins.int
     COUNTERS_FIELD_NUMBER: _builtins.int
     rss_bytes: _builtins.int
+    """resident memory of the process, bytes"""
     peers: _builtins.int
     """connected"""
     mesh_peers: _builtins.int
     """in the gossip mesh of the offers' topic"""
     book_offers: _builtins.int
+    """providers remembered"""
     book_bytes: _builtins.int
+    """bytes of their offers"""
     @_builtins.property
     def counters(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]:
         """e.g. gossip_fresh, gossip_invalid, rate_limited, snapshots_served"""
@@ -515,11 +558,15 @@ class SnapshotPage(_message.Message):
     MORE_FIELD_NUMBER: _builtins.int
     SIGNED_OFFERS_FIELD_NUMBER: _builtins.int
     epoch: _builtins.bytes
+    """8 bytes; of the book that `revision` counts"""
     revision: _builtins.int
     """of the last offer in this page, or of the book"""
     more: _builtins.bool
+    """the page is full and the book has more"""
     @_builtins.property
-    def signed_offers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]: ...
+    def signed_offers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """serialized SignedOffers, oldest change first"""
+
     def __init__(
         self,
         *,

@@ -25,7 +25,7 @@ _sym_db = _symbol_database.Default()
 from gpumarket.v1 import terms_pb2 as gpumarket_dot_v1_dot_terms__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bgpumarket/v1/provider.proto\x12\x0cgpumarket.v1\x1a\x18gpumarket/v1/terms.proto\"|\n\x0cInferRequest\x12\'\n\x04open\x18\x01 \x01(\x0b\x32\x17.gpumarket.v1.InferOpenH\x00\x12&\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x17.gpumarket.v1.SignedAckH\x00\x12\x10\n\x06\x63\x61ncel\x18\x03 \x01(\x08H\x00\x42\t\n\x07message\"\x8b\x01\n\tInferOpen\x12(\n\x05lease\x18\x01 \x01(\x0b\x32\x19.gpumarket.v1.SignedLease\x12%\n\x05order\x18\x02 \x01(\x0b\x32\x16.gpumarket.v1.JobOrder\x12\x0f\n\x07request\x18\x03 \x01(\x0c\x12\x0c\n\x04salt\x18\x04 \x01(\x0c\x12\x0e\n\x06prefix\x18\x05 \x03(\r\"\x93\x01\n\nInferReply\x12(\n\x07started\x18\x01 \x01(\x0b\x32\x15.gpumarket.v1.StartedH\x00\x12$\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x13.gpumarket.v1.FrameH\x00\x12*\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x16.gpumarket.v1.FinishedH\x00\x42\t\n\x07message\"0\n\x07Started\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x16\n\x0equeue_position\x18\x02 \x01(\r\"5\n\x05\x46rame\x12\x0e\n\x06tokens\x18\x01 \x03(\r\x12\r\n\x05items\x18\x02 \x03(\x0c\x12\r\n\x05units\x18\x03 \x01(\r\"O\n\x08\x46inished\x12,\n\x07receipt\x18\x01 \x01(\x0b\x32\x1b.gpumarket.v1.SignedReceipt\x12\x15\n\rfinish_reason\x18\x02 \x01(\t\"\x1f\n\x0eReceiptRequest\x12\r\n\x05lease\x18\x01 \x01(\x0c\"m\n\x0cGpuChallenge\x12%\n\x04seed\x18\x01 \x01(\x0b\x32\x15.gpumarket.v1.GpuSeedH\x00\x12+\n\x07opening\x18\x02 \x01(\x0b\x32\x18.gpumarket.v1.GpuOpeningH\x00\x42\t\n\x07message\"l\n\x07GpuSeed\x12\x0c\n\x04seed\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\r\x12\x0c\n\x04uuid\x18\x03 \x01(\t\x12\x0f\n\x07repeats\x18\x04 \x01(\r\x12&\n\x04\x63\x61ll\x18\x05 \x01(\x0b\x32\x18.gpumarket.v1.SignedCall\"/\n\nGpuOpening\x12\x13\n\x0bvector_seed\x18\x01 \x01(\x0c\x12\x0c\n\x04rows\x18\x02 \x03(\r\"r\n\tGpuAnswer\x12\x31\n\ncommitment\x18\x01 \x01(\x0b\x32\x1b.gpumarket.v1.GpuCommitmentH\x00\x12\'\n\x05proof\x18\x02 \x01(\x0b\x32\x16.gpumarket.v1.GpuProofH\x00\x42\t\n\x07message\"0\n\rGpuCommitment\x12\x0c\n\x04root\x18\x01 \x01(\x0c\x12\x11\n\tgpu_class\x18\x02 \x01(\t\"?\n\x08GpuProof\x12\x0f\n\x07product\x18\x01 \x01(\x0c\x12\"\n\x04rows\x18\x02 \x03(\x0b\x32\x14.gpumarket.v1.GpuRow\"5\n\x06GpuRow\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0e\n\x06values\x18\x02 \x01(\x0c\x12\x0c\n\x04path\x18\x03 \x03(\x0c\" \n\x0fManifestRequest\x12\r\n\x05model\x18\x01 \x01(\x0c\"\x1d\n\x0b\x42lobRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\"\x19\n\tBlobPiece\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\x32\xe3\x02\n\x08Provider\x12\x41\n\x05Infer\x12\x1a.gpumarket.v1.InferRequest\x1a\x18.gpumarket.v1.InferReply(\x01\x30\x01\x12\x43\n\nGetReceipt\x12\x18.gpumarket.v1.SignedCall\x1a\x1b.gpumarket.v1.SignedReceipt\x12\x43\n\x08ProveGpu\x12\x1a.gpumarket.v1.GpuChallenge\x1a\x17.gpumarket.v1.GpuAnswer(\x01\x30\x01\x12I\n\x0bGetManifest\x12\x1d.gpumarket.v1.ManifestRequest\x1a\x1b.gpumarket.v1.ModelManifest\x12?\n\x07GetBlob\x12\x19.gpumarket.v1.BlobRequest\x1a\x17.gpumarket.v1.BlobPiece0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bgpumarket/v1/provider.proto\x12\x0cgpumarket.v1\x1a\x18gpumarket/v1/terms.proto\"|\n\x0cInferRequest\x12\'\n\x04open\x18\x01 \x01(\x0b\x32\x17.gpumarket.v1.InferOpenH\x00\x12&\n\x03\x61\x63k\x18\x02 \x01(\x0b\x32\x17.gpumarket.v1.SignedAckH\x00\x12\x10\n\x06\x63\x61ncel\x18\x03 \x01(\x08H\x00\x42\t\n\x07message\"\x8b\x01\n\tInferOpen\x12(\n\x05lease\x18\x01 \x01(\x0b\x32\x19.gpumarket.v1.SignedLease\x12%\n\x05order\x18\x02 \x01(\x0b\x32\x16.gpumarket.v1.JobOrder\x12\x0f\n\x07request\x18\x03 \x01(\x0c\x12\x0c\n\x04salt\x18\x04 \x01(\x0c\x12\x0e\n\x06prefix\x18\x05 \x03(\r\"\x93\x01\n\nInferReply\x12(\n\x07started\x18\x01 \x01(\x0b\x32\x15.gpumarket.v1.StartedH\x00\x12$\n\x05\x66rame\x18\x02 \x01(\x0b\x32\x13.gpumarket.v1.FrameH\x00\x12*\n\x08\x66inished\x18\x03 \x01(\x0b\x32\x16.gpumarket.v1.FinishedH\x00\x42\t\n\x07message\"0\n\x07Started\x12\r\n\x05nonce\x18\x01 \x01(\x0c\x12\x16\n\x0equeue_position\x18\x02 \x01(\r\"5\n\x05\x46rame\x12\x0e\n\x06tokens\x18\x01 \x03(\r\x12\r\n\x05items\x18\x02 \x03(\x0c\x12\r\n\x05units\x18\x03 \x01(\r\"O\n\x08\x46inished\x12,\n\x07receipt\x18\x01 \x01(\x0b\x32\x1b.gpumarket.v1.SignedReceipt\x12\x15\n\rfinish_reason\x18\x02 \x01(\t\"\x1f\n\x0eReceiptRequest\x12\r\n\x05lease\x18\x01 \x01(\x0c\"\x94\x01\n\x0cGpuChallenge\x12%\n\x04seed\x18\x01 \x01(\x0b\x32\x15.gpumarket.v1.GpuSeedH\x00\x12+\n\x07opening\x18\x02 \x01(\x0b\x32\x18.gpumarket.v1.GpuOpeningH\x00\x12%\n\x04read\x18\x03 \x01(\x0b\x32\x15.gpumarket.v1.GpuReadH\x00\x42\t\n\x07message\"z\n\x07GpuSeed\x12\x0c\n\x04seed\x18\x01 \x01(\x0c\x12\x0c\n\x04size\x18\x02 \x01(\r\x12\x0c\n\x04uuid\x18\x03 \x01(\t\x12\x0f\n\x07repeats\x18\x04 \x01(\r\x12&\n\x04\x63\x61ll\x18\x05 \x01(\x0b\x32\x18.gpumarket.v1.SignedCall\x12\x0c\n\x04keep\x18\x06 \x01(\r\"/\n\nGpuOpening\x12\x13\n\x0bvector_seed\x18\x01 \x01(\x0c\x12\x0c\n\x04rows\x18\x02 \x03(\r\"&\n\x07GpuRead\x12\r\n\x05links\x18\x01 \x03(\r\x12\x0c\n\x04rows\x18\x02 \x03(\r\"\x99\x01\n\tGpuAnswer\x12\x31\n\ncommitment\x18\x01 \x01(\x0b\x32\x1b.gpumarket.v1.GpuCommitmentH\x00\x12\'\n\x05proof\x18\x02 \x01(\x0b\x32\x16.gpumarket.v1.GpuProofH\x00\x12%\n\x04kept\x18\x03 \x01(\x0b\x32\x15.gpumarket.v1.GpuKeptH\x00\x42\t\n\x07message\"0\n\rGpuCommitment\x12\x0c\n\x04root\x18\x01 \x01(\x0c\x12\x11\n\tgpu_class\x18\x02 \x01(\t\"\x17\n\x07GpuKept\x12\x0c\n\x04rows\x18\x01 \x03(\x0c\"?\n\x08GpuProof\x12\x0f\n\x07product\x18\x01 \x01(\x0c\x12\"\n\x04rows\x18\x02 \x03(\x0b\x32\x14.gpumarket.v1.GpuRow\"5\n\x06GpuRow\x12\r\n\x05index\x18\x01 \x01(\r\x12\x0e\n\x06values\x18\x02 \x01(\x0c\x12\x0c\n\x04path\x18\x03 \x03(\x0c\" \n\x0fManifestRequest\x12\r\n\x05model\x18\x01 \x01(\x0c\"\x1d\n\x0b\x42lobRequest\x12\x0e\n\x06sha256\x18\x01 \x01(\x0c\"\x19\n\tBlobPiece\x12\x0c\n\x04\x64\x61ta\x18\x01 \x01(\x0c\"2\n\rPanelEvidence\x12\x0f\n\x07\x64ispute\x18\x01 \x01(\x0c\x12\x10\n\x08\x65vidence\x18\x02 \x01(\x0c\"\x0f\n\rEvidenceTaken\"M\n\x0eSealedEvidence\x12\x0e\n\x06member\x18\x01 \x01(\x0c\x12\x0c\n\x04part\x18\x02 \x01(\r\x12\r\n\x05parts\x18\x03 \x01(\r\x12\x0e\n\x06sealed\x18\x04 \x01(\x0c\x32\xaa\x03\n\x08Provider\x12\x41\n\x05Infer\x12\x1a.gpumarket.v1.InferRequest\x1a\x18.gpumarket.v1.InferReply(\x01\x30\x01\x12\x43\n\nGetReceipt\x12\x18.gpumarket.v1.SignedCall\x1a\x1b.gpumarket.v1.SignedReceipt\x12\x43\n\x08ProveGpu\x12\x1a.gpumarket.v1.GpuChallenge\x1a\x17.gpumarket.v1.GpuAnswer(\x01\x30\x01\x12I\n\x0bGetManifest\x12\x1d.gpumarket.v1.ManifestRequest\x1a\x1b.gpumarket.v1.ModelManifest\x12?\n\x07GetBlob\x12\x19.gpumarket.v1.BlobRequest\x1a\x17.gpumarket.v1.BlobPiece0\x01\x12\x45\n\x0cTakeEvidence\x12\x18.gpumarket.v1.SignedCall\x1a\x1b.gpumarket.v1.EvidenceTakenb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,26 +46,36 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_FINISHED']._serialized_end=673
   _globals['_RECEIPTREQUEST']._serialized_start=675
   _globals['_RECEIPTREQUEST']._serialized_end=706
-  _globals['_GPUCHALLENGE']._serialized_start=708
-  _globals['_GPUCHALLENGE']._serialized_end=817
-  _globals['_GPUSEED']._serialized_start=819
-  _globals['_GPUSEED']._serialized_end=927
-  _globals['_GPUOPENING']._serialized_start=929
-  _globals['_GPUOPENING']._serialized_end=976
-  _globals['_GPUANSWER']._serialized_start=978
-  _globals['_GPUANSWER']._serialized_end=1092
-  _globals['_GPUCOMMITMENT']._serialized_start=1094
-  _globals['_GPUCOMMITMENT']._serialized_end=1142
-  _globals['_GPUPROOF']._serialized_start=1144
-  _globals['_GPUPROOF']._serialized_end=1207
-  _globals['_GPUROW']._serialized_start=1209
-  _globals['_GPUROW']._serialized_end=1262
-  _globals['_MANIFESTREQUEST']._serialized_start=1264
-  _globals['_MANIFESTREQUEST']._serialized_end=1296
-  _globals['_BLOBREQUEST']._serialized_start=1298
-  _globals['_BLOBREQUEST']._serialized_end=1327
-  _globals['_BLOBPIECE']._serialized_start=1329
-  _globals['_BLOBPIECE']._serialized_end=1354
-  _globals['_PROVIDER']._serialized_start=1357
-  _globals['_PROVIDER']._serialized_end=1712
+  _globals['_GPUCHALLENGE']._serialized_start=709
+  _globals['_GPUCHALLENGE']._serialized_end=857
+  _globals['_GPUSEED']._serialized_start=859
+  _globals['_GPUSEED']._serialized_end=981
+  _globals['_GPUOPENING']._serialized_start=983
+  _globals['_GPUOPENING']._serialized_end=1030
+  _globals['_GPUREAD']._serialized_start=1032
+  _globals['_GPUREAD']._serialized_end=1070
+  _globals['_GPUANSWER']._serialized_start=1073
+  _globals['_GPUANSWER']._serialized_end=1226
+  _globals['_GPUCOMMITMENT']._serialized_start=1228
+  _globals['_GPUCOMMITMENT']._serialized_end=1276
+  _globals['_GPUKEPT']._serialized_start=1278
+  _globals['_GPUKEPT']._serialized_end=1301
+  _globals['_GPUPROOF']._serialized_start=1303
+  _globals['_GPUPROOF']._serialized_end=1366
+  _globals['_GPUROW']._serialized_start=1368
+  _globals['_GPUROW']._serialized_end=1421
+  _globals['_MANIFESTREQUEST']._serialized_start=1423
+  _globals['_MANIFESTREQUEST']._serialized_end=1455
+  _globals['_BLOBREQUEST']._serialized_start=1457
+  _globals['_BLOBREQUEST']._serialized_end=1486
+  _globals['_BLOBPIECE']._serialized_start=1488
+  _globals['_BLOBPIECE']._serialized_end=1513
+  _globals['_PANELEVIDENCE']._serialized_start=1515
+  _globals['_PANELEVIDENCE']._serialized_end=1565
+  _globals['_EVIDENCETAKEN']._serialized_start=1567
+  _globals['_EVIDENCETAKEN']._serialized_end=1582
+  _globals['_SEALEDEVIDENCE']._serialized_start=1584
+  _globals['_SEALEDEVIDENCE']._serialized_end=1661
+  _globals['_PROVIDER']._serialized_start=1664
+  _globals['_PROVIDER']._serialized_end=2090
 # @@protoc_insertion_point(module_scope)

@@ -27,12 +27,15 @@ class InferRequest(_message.Message):
     ACK_FIELD_NUMBER: _builtins.int
     CANCEL_FIELD_NUMBER: _builtins.int
     cancel: _builtins.bool
+    """true ends the work; what was acked is earned"""
     @_builtins.property
     def open(self) -> Global___InferOpen:
         """must be first"""
 
     @_builtins.property
-    def ack(self) -> _terms_pb2.SignedAck: ...
+    def ack(self) -> _terms_pb2.SignedAck:
+        """as output arrives; the next window is sent when an ack makes room for it"""
+
     def __init__(
         self,
         *,
@@ -64,9 +67,13 @@ class InferOpen(_message.Message):
     salt: _builtins.bytes
     """hash"""
     @_builtins.property
-    def lease(self) -> _terms_pb2.SignedLease: ...
+    def lease(self) -> _terms_pb2.SignedLease:
+        """the scheduler's; it must name this provider"""
+
     @_builtins.property
-    def order(self) -> _terms_pb2.JobOrder: ...
+    def order(self) -> _terms_pb2.JobOrder:
+        """hashes to the lease's spec"""
+
     @_builtins.property
     def prefix(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """GENERATE: tokens that earlier attempts delivered"""
@@ -100,7 +107,9 @@ class InferReply(_message.Message):
         """first"""
 
     @_builtins.property
-    def frame(self) -> Global___Frame: ...
+    def frame(self) -> Global___Frame:
+        """output, in order"""
+
     @_builtins.property
     def finished(self) -> Global___Finished:
         """last"""
@@ -187,7 +196,9 @@ class Finished(_message.Message):
     finish_reason: _builtins.str
     """"stop", "length", "" where it has no meaning"""
     @_builtins.property
-    def receipt(self) -> _terms_pb2.SignedReceipt: ...
+    def receipt(self) -> _terms_pb2.SignedReceipt:
+        """what was done; the client's last ack answers it"""
+
     def __init__(
         self,
         *,
@@ -228,25 +239,31 @@ class GpuChallenge(_message.Message):
 
     SEED_FIELD_NUMBER: _builtins.int
     OPENING_FIELD_NUMBER: _builtins.int
+    READ_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def seed(self) -> Global___GpuSeed:
         """first"""
 
     @_builtins.property
     def opening(self) -> Global___GpuOpening:
-        """second"""
+        """last"""
+
+    @_builtins.property
+    def read(self) -> Global___GpuRead:
+        """between them, at most 16"""
 
     def __init__(
         self,
         *,
         seed: Global___GpuSeed | None = ...,
         opening: Global___GpuOpening | None = ...,
+        read: Global___GpuRead | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "opening", b"opening", "seed", b"seed"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "opening", b"opening", "read", b"read", "seed", b"seed"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "opening", b"opening", "seed", b"seed"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["message", b"message", "opening", b"opening", "read", b"read", "seed", b"seed"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["seed", "opening"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["seed", "opening", "read"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -261,6 +278,7 @@ class GpuSeed(_message.Message):
     UUID_FIELD_NUMBER: _builtins.int
     REPEATS_FIELD_NUMBER: _builtins.int
     CALL_FIELD_NUMBER: _builtins.int
+    KEEP_FIELD_NUMBER: _builtins.int
     seed: _builtins.bytes
     """hash: A and B are drawn from it"""
     size: _builtins.int
@@ -269,6 +287,8 @@ class GpuSeed(_message.Message):
     """which GPU"""
     repeats: _builtins.int
     """products to chain, so that the time is worth measuring"""
+    keep: _builtins.int
+    """hold the last so many products in the device's memory until the opening"""
     @_builtins.property
     def call(self) -> _terms_pb2.SignedCall:
         """the challenger; body empty"""
@@ -281,10 +301,11 @@ class GpuSeed(_message.Message):
         uuid: _builtins.str = ...,
         repeats: _builtins.int = ...,
         call: _terms_pb2.SignedCall | None = ...,
+        keep: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "repeats", b"repeats", "seed", b"seed", "size", b"size", "uuid", b"uuid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "keep", b"keep", "repeats", b"repeats", "seed", b"seed", "size", b"size", "uuid", b"uuid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -317,26 +338,66 @@ class GpuOpening(_message.Message):
 Global___GpuOpening: _TypeAlias = GpuOpening  # noqa: Y015
 
 @_typing.final
+class GpuRead(_message.Message):
+    """Rows of kept products, to be answered at once: what is not in memory would have to be computed anew."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    LINKS_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def links(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """which product of the chain, from 1"""
+
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """which row of it"""
+
+    def __init__(
+        self,
+        *,
+        links: _abc.Iterable[_builtins.int] | None = ...,
+        rows: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["links", b"links", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GpuRead: _TypeAlias = GpuRead  # noqa: Y015
+
+@_typing.final
 class GpuAnswer(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     COMMITMENT_FIELD_NUMBER: _builtins.int
     PROOF_FIELD_NUMBER: _builtins.int
+    KEPT_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def commitment(self) -> Global___GpuCommitment: ...
+    def commitment(self) -> Global___GpuCommitment:
+        """to the seed, as soon as the products are done; it is timed"""
+
     @_builtins.property
-    def proof(self) -> Global___GpuProof: ...
+    def proof(self) -> Global___GpuProof:
+        """to the opening"""
+
+    @_builtins.property
+    def kept(self) -> Global___GpuKept:
+        """to each read"""
+
     def __init__(
         self,
         *,
         commitment: Global___GpuCommitment | None = ...,
         proof: Global___GpuProof | None = ...,
+        kept: Global___GpuKept | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["commitment", b"commitment", "message", b"message", "proof", b"proof"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["commitment", b"commitment", "kept", b"kept", "message", b"message", "proof", b"proof"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["commitment", b"commitment", "message", b"message", "proof", b"proof"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["commitment", b"commitment", "kept", b"kept", "message", b"message", "proof", b"proof"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["commitment", "proof"]  # noqa: Y015
+    _WhichOneofReturnType_message: _TypeAlias = _typing.Literal["commitment", "proof", "kept"]  # noqa: Y015
     _WhichOneofArgType_message: _TypeAlias = _typing.Literal["message", b"message"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_message) -> _WhichOneofReturnType_message | None: ...
 
@@ -351,6 +412,7 @@ class GpuCommitment(_message.Message):
     root: _builtins.bytes
     """Merkle root of the rows of C"""
     gpu_class: _builtins.str
+    """of the device that computed it; another one than offered fails the proof"""
     def __init__(
         self,
         *,
@@ -366,6 +428,28 @@ class GpuCommitment(_message.Message):
 Global___GpuCommitment: _TypeAlias = GpuCommitment  # noqa: Y015
 
 @_typing.final
+class GpuKept(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ROWS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def rows(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
+        """float32 little-endian, in the order of the read"""
+
+    def __init__(
+        self,
+        *,
+        rows: _abc.Iterable[_builtins.bytes] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GpuKept: _TypeAlias = GpuKept  # noqa: Y015
+
+@_typing.final
 class GpuProof(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -374,7 +458,9 @@ class GpuProof(_message.Message):
     product: _builtins.bytes
     """C.r, float64 little-endian"""
     @_builtins.property
-    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___GpuRow]: ...
+    def rows(self) -> _containers.RepeatedCompositeFieldContainer[Global___GpuRow]:
+        """those of the opening, in its order"""
+
     def __init__(
         self,
         *,
@@ -397,6 +483,7 @@ class GpuRow(_message.Message):
     VALUES_FIELD_NUMBER: _builtins.int
     PATH_FIELD_NUMBER: _builtins.int
     index: _builtins.int
+    """which row of C"""
     values: _builtins.bytes
     """float32 little-endian"""
     @_builtins.property
@@ -424,6 +511,7 @@ class ManifestRequest(_message.Message):
 
     MODEL_FIELD_NUMBER: _builtins.int
     model: _builtins.bytes
+    """manifest digest"""
     def __init__(
         self,
         *,
@@ -443,6 +531,7 @@ class BlobRequest(_message.Message):
 
     SHA256_FIELD_NUMBER: _builtins.int
     sha256: _builtins.bytes
+    """of the file, as its manifest names it"""
     def __init__(
         self,
         *,
@@ -475,3 +564,78 @@ class BlobPiece(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BlobPiece: _TypeAlias = BlobPiece  # noqa: Y015
+
+@_typing.final
+class PanelEvidence(_message.Message):
+    """What a panel member judges by."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DISPUTE_FIELD_NUMBER: _builtins.int
+    EVIDENCE_FIELD_NUMBER: _builtins.int
+    dispute: _builtins.bytes
+    """hash: the dispute's id in the Disputes contract, which is its lease's struct hash"""
+    evidence: _builtins.bytes
+    """serialized Opening of the attempt; keccak256 of these very bytes is what the challenge committed to"""
+    def __init__(
+        self,
+        *,
+        dispute: _builtins.bytes = ...,
+        evidence: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["dispute", b"dispute", "evidence", b"evidence"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PanelEvidence: _TypeAlias = PanelEvidence  # noqa: Y015
+
+@_typing.final
+class EvidenceTaken(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___EvidenceTaken: _TypeAlias = EvidenceTaken  # noqa: Y015
+
+@_typing.final
+class SealedEvidence(_message.Message):
+    """A piece of evidence on chain, sealed to one member (HPKE, see gpumarket.settlement.sealed_evidence)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMBER_FIELD_NUMBER: _builtins.int
+    PART_FIELD_NUMBER: _builtins.int
+    PARTS_FIELD_NUMBER: _builtins.int
+    SEALED_FIELD_NUMBER: _builtins.int
+    member: _builtins.bytes
+    """address"""
+    part: _builtins.int
+    """from 0"""
+    parts: _builtins.int
+    """how many there are in all"""
+    sealed: _builtins.bytes
+    """this part of the sealed text"""
+    def __init__(
+        self,
+        *,
+        member: _builtins.bytes = ...,
+        part: _builtins.int = ...,
+        parts: _builtins.int = ...,
+        sealed: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["member", b"member", "part", b"part", "parts", b"parts", "sealed", b"sealed"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SealedEvidence: _TypeAlias = SealedEvidence  # noqa: Y015

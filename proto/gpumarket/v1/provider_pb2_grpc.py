@@ -60,6 +60,11 @@ class ProviderStub:
                 request_serializer=gpumarket_dot_v1_dot_provider__pb2.BlobRequest.SerializeToString,
                 response_deserializer=gpumarket_dot_v1_dot_provider__pb2.BlobPiece.FromString,
                 _registered_method=True)
+        self.TakeEvidence = channel.unary_unary(
+                '/gpumarket.v1.Provider/TakeEvidence',
+                request_serializer=gpumarket_dot_v1_dot_terms__pb2.SignedCall.SerializeToString,
+                response_deserializer=gpumarket_dot_v1_dot_provider__pb2.EvidenceTaken.FromString,
+                _registered_method=True)
 
 
 class ProviderServicer:
@@ -102,6 +107,15 @@ class ProviderServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def TakeEvidence(self, request, context):
+        """The evidence of a dispute on whose panel this provider sits, from its challenger. Answered once this provider has recomputed the
+        result and written its number down; nothing of the evidence is kept. Idempotent: sent again, it waits for, or finds, the same number.
+        body: PanelEvidence
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ProviderServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -129,6 +143,11 @@ def add_ProviderServicer_to_server(servicer, server):
                     servicer.GetBlob,
                     request_deserializer=gpumarket_dot_v1_dot_provider__pb2.BlobRequest.FromString,
                     response_serializer=gpumarket_dot_v1_dot_provider__pb2.BlobPiece.SerializeToString,
+            ),
+            'TakeEvidence': grpc.unary_unary_rpc_method_handler(
+                    servicer.TakeEvidence,
+                    request_deserializer=gpumarket_dot_v1_dot_terms__pb2.SignedCall.FromString,
+                    response_serializer=gpumarket_dot_v1_dot_provider__pb2.EvidenceTaken.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -266,6 +285,33 @@ class Provider:
             '/gpumarket.v1.Provider/GetBlob',
             gpumarket_dot_v1_dot_provider__pb2.BlobRequest.SerializeToString,
             gpumarket_dot_v1_dot_provider__pb2.BlobPiece.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TakeEvidence(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/gpumarket.v1.Provider/TakeEvidence',
+            gpumarket_dot_v1_dot_terms__pb2.SignedCall.SerializeToString,
+            gpumarket_dot_v1_dot_provider__pb2.EvidenceTaken.FromString,
             options,
             channel_credentials,
             insecure,

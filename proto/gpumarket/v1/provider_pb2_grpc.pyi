@@ -46,6 +46,11 @@ class ProviderStub:
     """The manifest of a model on sale. No effect."""
     GetBlob: _grpc.UnaryStreamMultiCallable[_provider_pb2.BlobRequest, _provider_pb2.BlobPiece]
     """A small file of a manifest (tokenizer, configuration), in pieces. Weights are not served."""
+    TakeEvidence: _grpc.UnaryUnaryMultiCallable[_terms_pb2.SignedCall, _provider_pb2.EvidenceTaken]
+    """The evidence of a dispute on whose panel this provider sits, from its challenger. Answered once this provider has recomputed the
+    result and written its number down; nothing of the evidence is kept. Idempotent: sent again, it waits for, or finds, the same number.
+    body: PanelEvidence
+    """
 
 @_typing.type_check_only
 class ProviderAsyncStub(ProviderStub):
@@ -64,6 +69,11 @@ class ProviderAsyncStub(ProviderStub):
     """The manifest of a model on sale. No effect."""
     GetBlob: _aio.UnaryStreamMultiCallable[_provider_pb2.BlobRequest, _provider_pb2.BlobPiece]  # type: ignore[assignment]
     """A small file of a manifest (tokenizer, configuration), in pieces. Weights are not served."""
+    TakeEvidence: _aio.UnaryUnaryMultiCallable[_terms_pb2.SignedCall, _provider_pb2.EvidenceTaken]  # type: ignore[assignment]
+    """The evidence of a dispute on whose panel this provider sits, from its challenger. Answered once this provider has recomputed the
+    result and written its number down; nothing of the evidence is kept. Idempotent: sent again, it waits for, or finds, the same number.
+    body: PanelEvidence
+    """
 
 class ProviderServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -109,5 +119,16 @@ class ProviderServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_provider_pb2.BlobPiece], _abc.AsyncIterator[_provider_pb2.BlobPiece]]:
         """A small file of a manifest (tokenizer, configuration), in pieces. Weights are not served."""
+
+    @_abc_1.abstractmethod
+    def TakeEvidence(
+        self,
+        request: _terms_pb2.SignedCall,
+        context: _ServicerContext,
+    ) -> _typing.Union[_provider_pb2.EvidenceTaken, _abc.Awaitable[_provider_pb2.EvidenceTaken]]:
+        """The evidence of a dispute on whose panel this provider sits, from its challenger. Answered once this provider has recomputed the
+        result and written its number down; nothing of the evidence is kept. Idempotent: sent again, it waits for, or finds, the same number.
+        body: PanelEvidence
+        """
 
 def add_ProviderServicer_to_server(servicer: ProviderServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

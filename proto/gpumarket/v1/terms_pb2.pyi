@@ -36,17 +36,25 @@ class _Task:
 class _TaskEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Task.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     TASK_UNSPECIFIED: _Task.ValueType  # 0
+    """refused"""
     TASK_GENERATE: _Task.ValueType  # 1
+    """text: tokens in, tokens out"""
     TASK_EMBED: _Task.ValueType  # 3
+    """a vector for each input"""
     TASK_CHECK: _Task.ValueType  # 5
+    """a result of the others, computed again"""
 
 class Task(_Task, metaclass=_TaskEnumTypeWrapper):
     """What a job asks for. The wire carries token ids: a chat is a GENERATE whose prompt the client has rendered."""
 
 TASK_UNSPECIFIED: Task.ValueType  # 0
+"""refused"""
 TASK_GENERATE: Task.ValueType  # 1
+"""text: tokens in, tokens out"""
 TASK_EMBED: Task.ValueType  # 3
+"""a vector for each input"""
 TASK_CHECK: Task.ValueType  # 5
+"""a result of the others, computed again"""
 Global___Task: _TypeAlias = Task  # noqa: Y015
 
 class _Outcome:
@@ -56,7 +64,9 @@ class _Outcome:
 class _OutcomeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Outcome.ValueType], _builtins.type):
     DESCRIPTOR: _descriptor.EnumDescriptor
     OUTCOME_UNSPECIFIED: _Outcome.ValueType  # 0
+    """refused"""
     OUTCOME_COMPLETED: _Outcome.ValueType  # 1
+    """the whole answer was sent"""
     OUTCOME_CANCELLED: _Outcome.ValueType  # 2
     """the client left or said so"""
     OUTCOME_REFUSED: _Outcome.ValueType  # 3
@@ -70,7 +80,9 @@ class Outcome(_Outcome, metaclass=_OutcomeEnumTypeWrapper):
     """How an attempt ended, as its provider states it."""
 
 OUTCOME_UNSPECIFIED: Outcome.ValueType  # 0
+"""refused"""
 OUTCOME_COMPLETED: Outcome.ValueType  # 1
+"""the whole answer was sent"""
 OUTCOME_CANCELLED: Outcome.ValueType  # 2
 """the client left or said so"""
 OUTCOME_REFUSED: Outcome.ValueType  # 3
@@ -127,6 +139,7 @@ class ModelManifest(_message.Message):
     name: _builtins.str
     """a label for people; proves nothing"""
     task: Global___Task.ValueType
+    """what the model does; a job of another task is refused"""
     dtype: _builtins.str
     """of the computation that is sold: float32, bfloat16, float16"""
     quantization: _builtins.str
@@ -174,6 +187,7 @@ class GpuClaim(_message.Message):
     uuid: _builtins.str
     """as the driver gives it; empty for a CPU"""
     vram_bytes: _builtins.int
+    """bytes of memory, as the driver gives them; for a CPU the machine's memory"""
     compute_capability: _builtins.int
     """major * 10 + minor; 0 where it has no meaning"""
     measured_mflops: _builtins.int
@@ -215,9 +229,13 @@ class ModelOffer(_message.Message):
     model: _builtins.bytes
     """manifest digest"""
     name: _builtins.str
+    """a label for people; proves nothing"""
     task: Global___Task.ValueType
+    """GENERATE or EMBED; CHECK jobs come with `checks` of the offer"""
     dtype: _builtins.str
+    """as in the manifest"""
     quantization: _builtins.str
+    """as in the manifest"""
     warm: _builtins.bool
     """loaded now, or loaded on its first lease"""
     prompt_price_per_mtok: _builtins.bytes
@@ -227,6 +245,7 @@ class ModelOffer(_message.Message):
     profile: _builtins.bytes
     """digest of the VerificationProfile that the provider agrees to"""
     max_input_tokens: _builtins.int
+    """as in the manifest; a longer input is refused"""
     measured_tokens_per_ks: _builtins.int
     """tokens per 1,000 seconds, by the provider's own meter; 0 is unknown"""
     def __init__(
@@ -273,6 +292,7 @@ class OfferBody(_message.Message):
     provider: _builtins.bytes
     """address; the registry tells owner and stake"""
     p2p_id: _builtins.str
+    """libp2p peer id, as registered on chain; empty without p2p"""
     endpoint: _builtins.str
     """host:port of the Provider service"""
     tls_key_hash: _builtins.bytes
@@ -290,9 +310,13 @@ class OfferBody(_message.Message):
     capacity: _builtins.int
     """jobs it runs at once"""
     @_builtins.property
-    def gpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___GpuClaim]: ...
+    def gpus(self) -> _containers.RepeatedCompositeFieldContainer[Global___GpuClaim]:
+        """each of them is challenged; a proof holds for exactly these"""
+
     @_builtins.property
-    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelOffer]: ...
+    def models(self) -> _containers.RepeatedCompositeFieldContainer[Global___ModelOffer]:
+        """what is on sale; none, with no GPU and no capacity, withdraws the offer"""
+
     def __init__(
         self,
         *,
@@ -359,12 +383,15 @@ class VerificationProfile(_message.Message):
     GROSS_SHARE_PPM_FIELD_NUMBER: _builtins.int
     MIN_UNITS_FIELD_NUMBER: _builtins.int
     task: Global___Task.ValueType
+    """GENERATE or EMBED: which of the tolerances below count"""
     dtype: _builtins.str
+    """of the computation that is judged"""
     runtime: _builtins.str
     """engine family, e.g. "torch" """
     provider_gpu_class: _builtins.str
     """"*" is any"""
     checker_gpu_class: _builtins.str
+    """"*" is any"""
     max_abs_diff_nano: _builtins.int
     """embeddings: largest |difference| of a coordinate accepted, 1e-9"""
     accept_mean_gap_micro: _builtins.int
@@ -425,6 +452,7 @@ class JobSpec(_message.Message):
     job_id: _builtins.bytes
     """hash; made by the client and persisted before it is sent"""
     task: Global___Task.ValueType
+    """decides how request, units and output are read"""
     model: _builtins.bytes
     """hash"""
     request_hash: _builtins.bytes
@@ -483,15 +511,19 @@ class Constraints(_message.Message):
     gpu_class: _builtins.str
     """exact class; empty is any"""
     min_vram_bytes: _builtins.int
+    """bytes of the provider's largest GPU; 0 is any"""
     region: _builtins.str
     """empty is any"""
     min_reputation_ppm: _builtins.int
+    """as the scheduler rates it; 0 is any"""
     min_stake: _builtins.bytes
     """money"""
     max_prompt_price_per_mtok: _builtins.bytes
     """money; empty is no limit"""
     max_output_price_per_mtok: _builtins.bytes
+    """money; empty is no limit"""
     min_sandbox: _builtins.str
+    """"none", "process", "process+netns"; empty is any"""
     require_provider: _builtins.bytes
     """address; empty is any"""
     @_builtins.property
@@ -537,7 +569,9 @@ class JobOrder(_message.Message):
     signature: _builtins.bytes
     """the client's, over the spec"""
     @_builtins.property
-    def spec(self) -> Global___JobSpec: ...
+    def spec(self) -> Global___JobSpec:
+        """what is signed"""
+
     def __init__(
         self,
         *,
@@ -586,19 +620,29 @@ class Lease(_message.Message):
     attempt: _builtins.int
     """from 1; only the highest earns from now on"""
     client: _builtins.bytes
+    """address; whose acks count"""
     scheduler: _builtins.bytes
+    """address; who signs the lease and pays the provider"""
     provider: _builtins.bytes
+    """address; who may work on it"""
     model: _builtins.bytes
+    """manifest digest"""
     task: Global___Task.ValueType
+    """as in the JobSpec"""
     prompt_price_per_mtok: _builtins.bytes
+    """money per 1,000,000 input tokens"""
     output_price_per_mtok: _builtins.bytes
+    """money per 1,000,000 generated tokens; counts for GENERATE alone"""
     maximum: _builtins.bytes
     """money this attempt can earn at most"""
     fee_ppm: _builtins.int
     """the scheduler's, on top of what the provider earns"""
     client_channel: _builtins.bytes
+    """hash; the channel that the client's money is reserved in"""
     provider_channel: _builtins.bytes
+    """hash; the channel that pays the provider"""
     profile: _builtins.bytes
+    """digest of the VerificationProfile that judges the result"""
     window_units: _builtins.int
     """the provider streams at most this far ahead of the acks"""
     prefix_units: _builtins.int
@@ -606,7 +650,9 @@ class Lease(_message.Message):
     prefix_hash: _builtins.bytes
     """output chain hash after them"""
     issued_at: _builtins.int
+    """time"""
     deadline: _builtins.int
+    """time after which nothing more is earned"""
     def __init__(
         self,
         *,
@@ -648,7 +694,9 @@ class SignedLease(_message.Message):
     signature: _builtins.bytes
     """the scheduler's"""
     @_builtins.property
-    def lease(self) -> Global___Lease: ...
+    def lease(self) -> Global___Lease:
+        """what is signed"""
+
     def __init__(
         self,
         *,
@@ -710,7 +758,9 @@ class SignedAck(_message.Message):
     signature: _builtins.bytes
     """the client's"""
     @_builtins.property
-    def ack(self) -> Global___Ack: ...
+    def ack(self) -> Global___Ack:
+        """what is signed"""
+
     def __init__(
         self,
         *,
@@ -742,18 +792,25 @@ class Receipt(_message.Message):
     OUTCOME_FIELD_NUMBER: _builtins.int
     FINISHED_AT_FIELD_NUMBER: _builtins.int
     lease: _builtins.bytes
+    """struct hash of the Lease"""
     nonce: _builtins.bytes
     """the provider's, sent in its first frame; sampling seed = keccak256(lease | nonce)"""
     request_hash: _builtins.bytes
+    """as in the JobSpec: what was worked on"""
     output_hash: _builtins.bytes
     """chain hash of the whole output, prefix included"""
     prefix_units: _builtins.int
+    """as in the Lease"""
     prefix_hash: _builtins.bytes
+    """as in the Lease"""
     prompt_units: _builtins.int
+    """input tokens, of all inputs"""
     output_units: _builtins.int
     """in this attempt"""
     outcome: Global___Outcome.ValueType
+    """COMPLETED, with acks within a window of the end, earns as the whole answer"""
     finished_at: _builtins.int
+    """time"""
     def __init__(
         self,
         *,
@@ -785,7 +842,9 @@ class SignedReceipt(_message.Message):
     signature: _builtins.bytes
     """the provider's"""
     @_builtins.property
-    def receipt(self) -> Global___Receipt: ...
+    def receipt(self) -> Global___Receipt:
+        """what is signed"""
+
     def __init__(
         self,
         *,
@@ -809,6 +868,7 @@ class Voucher(_message.Message):
     CHANNEL_FIELD_NUMBER: _builtins.int
     CUMULATIVE_FIELD_NUMBER: _builtins.int
     channel: _builtins.bytes
+    """hash; channel ids never recur"""
     cumulative: _builtins.bytes
     """money"""
     def __init__(
@@ -834,7 +894,9 @@ class SignedVoucher(_message.Message):
     signature: _builtins.bytes
     """the channel signer's, in the PaymentChannels domain"""
     @_builtins.property
-    def voucher(self) -> Global___Voucher: ...
+    def voucher(self) -> Global___Voucher:
+        """what is signed"""
+
     def __init__(
         self,
         *,
@@ -859,8 +921,11 @@ class SignedClose(_message.Message):
     CUMULATIVE_FIELD_NUMBER: _builtins.int
     SIGNATURE_FIELD_NUMBER: _builtins.int
     channel: _builtins.bytes
+    """hash"""
     cumulative: _builtins.bytes
+    """money paid in all; the rest of the deposit goes back to the payer"""
     signature: _builtins.bytes
+    """the payee's, in the PaymentChannels domain"""
     def __init__(
         self,
         *,
@@ -896,6 +961,7 @@ class SignedCall(_message.Message):
     nonce: _builtins.bytes
     """hash; refused when seen"""
     signature: _builtins.bytes
+    """the caller's"""
     def __init__(
         self,
         *,
@@ -919,7 +985,9 @@ class TokenList(_message.Message):
 
     IDS_FIELD_NUMBER: _builtins.int
     @_builtins.property
-    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """token ids of the model's own tokenizer"""
+
     def __init__(
         self,
         *,
@@ -973,9 +1041,13 @@ class GenerateRequest(_message.Message):
     top_p_ppm: _builtins.int
     """1,000,000 keeps every candidate"""
     @_builtins.property
-    def prompt(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def prompt(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """token ids, chat template already applied"""
+
     @_builtins.property
-    def stop_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]: ...
+    def stop_tokens(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """the first of these that is drawn ends the answer, as its last token"""
+
     def __init__(
         self,
         *,

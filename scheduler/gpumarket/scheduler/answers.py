@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from gpumarket.core.codec import voucher_proto
 from gpumarket.core.errors import GpumarketError, OutOfFunds
 from gpumarket.core.rpc import for_peer
-from gpumarket.core.units import MONEY_MAX, PER_MILLION, format_money, money_bytes
+from gpumarket.core.terms import Voucher
+from gpumarket.core.units import MONEY_MAX, PER_MILLION, Money, format_money, money_bytes
 from gpumarket.scheduler.explain import Story
 from gpumarket.scheduler.filters import Wanted
 from gpumarket.scheduler.lifecycle import Job, charged
-from gpumarket.scheduler.match import NoMatch, Plan
+from gpumarket.scheduler.match import NoMatch, Plan, Removed
 from gpumarket.settlement.channel import ReceivedChannel
 from gpumarket.v1 import market_pb2 as pb
 from gpumarket.v1 import terms_pb2
@@ -21,11 +23,19 @@ def granted(
     hub: ReceivedChannel,
     story: pb.Explanation | None = None,
 ) -> pb.MatchReply:
-    body = pb.Granted(lease=lease, offer=offer, account=account(hub), explanation=story)
+    body = pb.Granted(lease=lease, offer=offer, account=_sums(hub), explanation=story)
     return pb.MatchReply(id=request_id, granted=body)
 
 
 def account(hub: ReceivedChannel) -> pb.Account:
+    """A channel's sums, and the voucher that proves what its payer has signed."""
+    found = _sums(hub)
+    if hub.signature:
+        found.newest.CopyFrom(voucher_proto(Voucher(hub.id, Money(hub.voucher)), hub.signature))
+    return found
+
+
+def _sums(hub: ReceivedChannel) -> pb.Account:
     return pb.Account(
         channel=hub.id,
         deposit=money_bytes(hub.deposit),
@@ -52,8 +62,11 @@ def short_of_funds(wanted: int, hub: ReceivedChannel) -> OutOfFunds:
 
 
 def no_match(request_id: int, found: NoMatch) -> pb.MatchReply:
-    removed = [pb.FilterCount(filter=r.filter, removed=r.count, example=r.example) for r in found.removed]
-    return pb.MatchReply(id=request_id, no_match=pb.NoMatch(considered=found.considered, removed=removed))
+    return pb.MatchReply(id=request_id, no_match=pb.NoMatch(considered=found.considered, removed=_counts(found.removed)))
+
+
+def _counts(removed: tuple[Removed, ...]) -> list[pb.FilterCount]:
+    return [pb.FilterCount(filter=r.filter, removed=r.count, example=r.example) for r in removed]
 
 
 def quote(request_id: int, plan: Plan, wanted: Wanted, fee_ppm: int) -> pb.MatchReply:
@@ -78,6 +91,7 @@ def explanation(seed: bytes, story: Story) -> pb.Explanation:
         candidates=[pb.Score(provider=s.provider, total=s.total, parts=s.parts, chosen=s.chosen) for s in story.candidates],
         rejected=[pb.Rejected(provider=r.provider, filter=r.filter, reason=r.reason) for r in story.rejected],
         explored=story.explored,
+        removed=_counts(story.removed),
     )
 
 

@@ -5,25 +5,30 @@ Must never: pay an attempt twice or above its lease, reject on a client's word w
 
 from __future__ import annotations
 
+import asyncio
 import heapq
+from collections import Counter
+from collections.abc import Callable
+
+import structlog
 
 from gpumarket.core.codec import open_ack, open_lease, open_receipt, voucher_proto
-from gpumarket.core.errors import BadSignature, ProtocolError
+from gpumarket.core.errors import BadSignature, OutOfFunds, ProtocolError
 from gpumarket.core.ports import Clock
 from gpumarket.core.signing import Domain, Signer
 from gpumarket.core.terms import Ack, Receipt, Voucher
-from gpumarket.core.units import Address, Hash, Money, money_bytes
+from gpumarket.core.units import Address, Hash, Money, hex0x, money_bytes
 from gpumarket.scheduler import answers, lifecycle
 from gpumarket.scheduler.channels import Channels
 from gpumarket.scheduler.desk import Desk
+from gpumarket.scheduler.judging import Judging
 from gpumarket.scheduler.ledger import Ledger
 from gpumarket.scheduler.lifecycle import Attempt, AttemptState, Change, Job, Judge
 from gpumarket.scheduler.presence import Presence
-from gpumarket.scheduler.reports import judge_report
 from gpumarket.scheduler.reputation import WORDS
 from gpumarket.scheduler.settings import SchedulerSettings
 from gpumarket.settlement.chain.view import ChainView
-from gpumarket.settlement.verification import Verdict
+from gpumarket.settlement.verification import Decision, Verdict
 from gpumarket.settlement.vouchers import sign_close
 from gpumarket.v1 import market_pb2 as pb
 from gpumarket.v1 import terms_pb2
@@ -40,6 +45,7 @@ BLAME_SECONDS, BLAMES_MAX = 3_600, 10_000
 """One client's unproven word against one provider counts once in this time; so many are remembered, more do not count."""
 FORGET_SECONDS = 600
 """Finished jobs stay in memory this long past their deadline, for repeated reports and claims."""
+_log = structlog.get_logger()
 
 
 class Billing:
@@ -61,9 +67,16 @@ class Billing:
         self._settings, self._signer, self._clock, self._view = settings, signer, clock, view
         self._domain, self._channels_domain = domain, channels_domain
         self._ledger, self._channels, self._presence, self._desk = ledger, channels, presence, desk
+        self._judging, self._judged = Judging(domain, self._owner), set[asyncio.Task[None]]()
         self._timers: list[tuple[int, Hash]] = []
         self._blamed: dict[tuple[Address, Address], int] = {}
         self._forget_at = 0
+        self.on_ended: Callable[[Job, Attempt], None] = lambda job, attempt: None
+        """Told of each attempt that came to its end, once that is durable."""
+        self.ended: Counter[AttemptState] = Counter()
+        """Attempts that reached a state, by state."""
+        self.verdicts: Counter[str] = Counter()
+        """Clients' words on results; of rejections those whose evidence was judged here."""
         desk.on_placed = self._schedule
 
     async def claim(self, caller: Address, request: pb.ClaimRequest) -> pb.ClaimReply:
@@ -99,6 +112,9 @@ class Billing:
         lifecycle.may_retry(job, number)
         units, chain = lifecycle.next_prefix(job, number, ack, request.reason)
         raw_ack = request.last_ack.SerializeToString() if ack else b""
+        if ack is not None:
+            self._catch_up(job, number, ack, raw_ack)
+            job = self._found(job.key)
         change = lifecycle.close(job, number, ack, raw_ack, request.reason, self._clock.now(), self._settings.check_seconds)
         job = self._apply(self._weighed(change, attempt.lease.provider))
         if self._clock.now() >= job.spec.deadline:
@@ -107,7 +123,7 @@ class Billing:
         if units >= job.spec.max_output_units:
             await self._ledger.commit()
             raise ProtocolError("everything the job allows was delivered; there is nothing left to do elsewhere")
-        answer = self._desk.again(job, units, chain, attempt.lease.provider)
+        answer = self._desk.again(job, units, chain)
         await self._ledger.commit()
         return answer
 
@@ -118,14 +134,12 @@ class Billing:
         job.attempt(number)
         if verdict in (Verdict.ACCEPTED, Verdict.GREY):
             self._apply(lifecycle.accept(job, number))
+            self.verdicts[Verdict(verdict).name.lower()] += 1
         elif verdict == Verdict.REJECTED:
-            decision = judge_report(self._domain, job, number, request, self._owner)
-            if decision.verdict is Verdict.REJECTED:
-                self._apply(lifecycle.reject(job, number, decision.reason[:200]))
-            elif decision.verdict is Verdict.GREY:
-                self._apply(lifecycle.suspect(job, number, self._clock.now() + self._settings.check_seconds))
-            else:
-                raise ProtocolError(f"the evidence does not reject attempt {number}: {decision.reason}")
+            task = asyncio.create_task(self._judge(job, number, request))
+            self._judged.add(task)
+            task.add_done_callback(self._judged.discard)
+            await asyncio.shield(task)  # a client that hangs up must not free the place of a thread that still computes
         else:
             raise ProtocolError("a report without a verdict")
         await self._ledger.commit()
@@ -184,8 +198,9 @@ class Billing:
         self._presence.lapse()
         changed = False
         while self._timers and self._timers[0][0] <= now:
-            job = self._ledger.jobs.get(heapq.heappop(self._timers)[1])
-            if job is not None:
+            key = heapq.heappop(self._timers)[1]
+            job = self._ledger.jobs.get(key)
+            if job is not None and not self._judging.concerns(key):  # one that is being judged is looked at with its verdict
                 changed |= self._apply(lifecycle.due(job, now, self._settings.claim_grace_seconds)) is not job
         if changed:
             await self._ledger.commit()
@@ -195,6 +210,24 @@ class Billing:
 
     # --- inside --------------------------------------------------------------------------------------------------------------
 
+    async def _judge(self, job: Job, number: int, request: pb.ReportRequest) -> None:
+        try:
+            self._take_verdict(job.key, number, await self._judging.judge(job, number, request))
+        finally:  # what came due meanwhile waited for the verdict and waits no longer: reports in a row delay nothing
+            if not self._judging.concerns(job.key):
+                self._apply(lifecycle.due(self._found(job.key), self._clock.now(), self._settings.claim_grace_seconds))
+
+    def _take_verdict(self, key: Hash, number: int, decision: Decision) -> None:
+        job = self._found(key)
+        if decision.verdict is Verdict.REJECTED:
+            self._apply(lifecycle.reject(job, number, decision.reason[:200]))
+            self.verdicts["rejected"] += 1
+        elif decision.verdict is Verdict.GREY:
+            self._apply(lifecycle.suspect(job, number, self._clock.now() + self._settings.check_seconds))
+            self.verdicts["suspected"] += 1
+        else:
+            raise ProtocolError(f"the evidence does not reject attempt {number}: {decision.reason}")
+
     def _apply(self, change: Change) -> Job:
         before = self._ledger.jobs.get(change[0].key)
         job = self._ledger.apply(change, self._clock.now())
@@ -203,12 +236,20 @@ class Billing:
             if old is not None and old.state is attempt.state:
                 continue
             if attempt.state is not AttemptState.OPEN:
+                self.ended[attempt.state] += 1
                 self._presence.release(attempt.hash)
             if attempt.state in _ENDED:
-                self._ledger.after_commit(lambda error, a=attempt: self._tell(a) if error is None else None)  # type: ignore[misc]
+                self._ledger.after_commit(lambda error, a=attempt: self._tell(job, a) if error is None else None)  # type: ignore[misc]
         if job is not before:
             self._schedule(job)
         return job
+
+    def _catch_up(self, job: Job, number: int, ack: Ack, raw_ack: bytes) -> None:
+        """The client proves more than the provider claimed. Without room in the provider's channel the retry goes on all the same."""
+        try:
+            self._apply(lifecycle.catch_up(job, number, ack, raw_ack, self._clock.now(), self._settings.check_seconds))
+        except OutOfFunds as error:
+            _log.warning("earned_by_ack_and_unpaid", lease=hex0x(job.attempt(number).hash), units=ack.units, reason=error.message)
 
     def _weighed(self, change: Change, provider: Address) -> Change:
         """A retry with its blame, or without when its client has blamed this provider a short while ago: words cost nothing."""
@@ -223,7 +264,8 @@ class Billing:
             return change
         return job, [i for i in instructions if not (isinstance(i, Judge) and i.deed in WORDS)]
 
-    def _tell(self, attempt: Attempt) -> None:
+    def _tell(self, job: Job, attempt: Attempt) -> None:
+        self.on_ended(job, attempt)
         self._presence.settled(attempt.lease.provider, attempt.hash)
 
     def _schedule(self, job: Job) -> None:

@@ -89,7 +89,7 @@ class Advert:
 
 @dataclass(slots=True)
 class Standing:
-    """What is known of a provider beyond its advert. `free` and money are net of reservations; times unix, `heartbeat` monotonic."""
+    """What is known of a provider beyond its advert. Places and money are net of reservations; times unix, `heartbeat` monotonic."""
 
     heartbeat: float = NEVER
     proven: bool = False
@@ -102,7 +102,10 @@ class Standing:
     reputation_low: float = 0.0
     observations: float = 0.0
     free: int = 0
+    places: dict[Hash, int] = field(default_factory=dict)
+    """`free` by model, one that is missing has none; empty where the provider does not say: each model has `free`."""
     queued: int = 0
+    round_trip_seconds: float = 0.0
     warm: frozenset[Hash] = frozenset()
 
 
@@ -146,13 +149,34 @@ class Pool:
 
 
 class Interned:
-    """Small numbers for labels, so that equality is a column comparison. Unknown labels match nothing."""
+    """Small numbers for labels, so that equality is a column comparison. Unknown labels match nothing.
+
+    A label is known while a row uses it: labels are offers' own words, and whoever changes offers must not fill our memory (I8). A number
+    is never given to another label, so that a comparison cannot mean something else than when it was made.
+    """
 
     def __init__(self) -> None:
         self._ids: dict[object, int] = {}
+        self._uses: dict[object, int] = {}
+        self._next = 0
 
-    def id(self, label: object) -> int:
-        return self._ids.setdefault(label, len(self._ids))
+    def __len__(self) -> int:
+        return len(self._ids)
+
+    def use(self, label: object) -> int:
+        """The label's number, for one more row."""
+        found = self._ids.get(label)
+        if found is None:
+            found = self._ids[label] = self._next
+            self._next += 1
+        self._uses[label] = self._uses.get(label, 0) + 1
+        return found
+
+    def leave(self, label: object) -> None:
+        """One row fewer uses it."""
+        self._uses[label] -= 1
+        if not self._uses[label]:
+            del self._ids[label], self._uses[label]
 
     def find(self, label: object) -> int:
         return self._ids.get(label, -1)
@@ -167,6 +191,8 @@ class Book:
     def __init__(self, weights: Weights) -> None:
         self.weights = weights
         self.entries: dict[Address, Entry] = {}
+        self.walked = 0
+        """Rows that matches and explanations looked at beyond those first drawn, ever: the meter of `allowance`."""
         self.labels = Interned()
         self.table: NDArray[np.float64] = np.zeros((64, Col.COUNT))
         self.sales: list[ModelOnSale | None] = [None] * 64
@@ -207,21 +233,26 @@ class Book:
             line[Col.PROVEN] = standing.proven
             line[Col.JAILED_UNTIL] = standing.jailed_until
             line[Col.SPOKE_EXPIRES] = standing.spoke_expires
-            line[Col.FREE] = standing.free
+            line[Col.FREE] = free_of(standing, sale.model)
             line[Col.SPOKE_FREE] = standing.spoke_free
             line[Col.STAKE_ROOM] = standing.stake_room
-            line[Col.QUEUE_SECONDS] = standing.queued / max(1, entry.advert.capacity)
+            line[Col.QUEUE_SECONDS] = standing.queued / max(1, entry.advert.capacity) + standing.round_trip_seconds
             line[Col.OBSERVATIONS] = standing.observations
             line[Col.MERIT] = self.weights.merit(standing.reputation_low, standing.stake, is_warm(standing, sale))
 
-    def move_places(self, provider: Address, places: int) -> None:
-        """Take (negative) or give back reserved places. A provider whose offer went away is ignored."""
+    def move_places(self, provider: Address, model: Hash, places: int) -> None:
+        """Take (negative) or give back reserved places of a model. A provider whose offer went away is ignored."""
         entry = self.entries.get(provider)
         if entry is None:
             return
-        entry.standing.free += places
+        standing = entry.standing
+        standing.free += places
+        if standing.places:
+            standing.places[model] = standing.places.get(model, 0) + places
         for row in entry.rows:
-            self.table[row, Col.FREE] = entry.standing.free
+            sale = self.sales[row]
+            assert sale is not None
+            self.table[row, Col.FREE] = free_of(standing, sale.model)
 
     def set_money(self, provider: Address, spoke_free: int, stake_room: int) -> None:
         """What the provider's channel and stake still cover."""
@@ -251,7 +282,7 @@ class Book:
         if not self._unused:
             self._grow()
         row = self._unused.pop()
-        advert, line, label = entry.advert, self.table[row], self.labels.id
+        advert, line, label = entry.advert, self.table[row], self.labels.use
         line[:] = 0.0
         line[Col.TASK] = sale.task
         line[Col.PROFILE] = label(sale.profile)
@@ -281,6 +312,8 @@ class Book:
                 pool.remove(row)
                 if not pool.size:
                     del self._pools[key]
+            for label in (sale.profile, entry.advert.gpu_class, entry.advert.region, entry.advert.provider, entry.advert.owner):
+                self.labels.leave(label)
             self.sales[row] = self.owners[row] = None
             self._unused.append(row)
         entry.rows.clear()
@@ -295,6 +328,11 @@ class Book:
 
 def _keys(advert: Advert, sale: ModelOnSale) -> Iterable[tuple[Hash, str, str]]:
     return {(sale.model, gpu_class, region) for gpu_class in ("", advert.gpu_class) for region in ("", advert.region)}
+
+
+def free_of(standing: Standing, model: Hash) -> int:
+    """Jobs of this model that could start now. Slots of another model are of no use to it."""
+    return standing.places.get(model, 0) if standing.places else standing.free
 
 
 def is_warm(standing: Standing, sale: ModelOnSale) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from gpumarket.core.errors import ChannelExpiring, OutOfFunds, ProtocolError
 from gpumarket.core.signing import Domain
 from gpumarket.core.units import Address, Hash, money_from_bytes
+from gpumarket.scheduler.holdings import overtaken
 from gpumarket.scheduler.ledger import HubChannel, Ledger, Spoke
 from gpumarket.settlement.chain.view import ChainEvent, ChainView, ChannelChanged, ChannelOnChain
 from gpumarket.settlement.channel import (
@@ -81,8 +82,8 @@ class Channels:
         self._ledger.add_spoke(PaidChannel(channel, provider, deposit, expires_at), provider)
 
     def spoke(self, provider: Address) -> Spoke | None:
-        """The channel that new leases of a provider are paid from: open, not closing, the one that lives longest."""
-        usable = [s for s in self._ledger.spokes_of(provider) if not s.state.closing]
+        """The channel that new leases of a provider are paid from: open, not closing or about to, the one that lives longest."""
+        usable = [s for s in self._ledger.spokes_of(provider) if not s.state.closing and not s.leaving]
         return max(usable, key=lambda s: s.state.expires_at, default=None)
 
     def on_chain_event(self, event: ChainEvent) -> None:
@@ -97,7 +98,7 @@ class Channels:
             self.refresh(channel)
 
     def refresh(self, channel: Hash) -> None:
-        """Bring one channel up to the chain. Raises JournalError when the chain paid more on a spoke than was ever signed."""
+        """Bring one channel up to the chain. Raises JournalError when the chain paid more on a spoke than this process ever signed."""
         chain = self._view.channels.get(channel)
         if chain is None:
             return  # gone in a reorganisation: `hub` refuses it until it is back
@@ -106,6 +107,8 @@ class Channels:
             self._ledger.put_hub(_followed(hub.state, chain))
         spoke = self._ledger.spokes.get(channel)
         if spoke is not None:
+            if chain.claimed > spoke.state.vouchered and not spoke.confirmed:
+                overtaken(self._ledger, spoke, chain.claimed)
             self._ledger.put_spoke(_followed(spoke.state, chain))
 
 

@@ -6,6 +6,7 @@ same order sent again answers the same lease. Must never: lease without the clie
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from functools import lru_cache
@@ -20,20 +21,23 @@ from gpumarket.scheduler import answers, lifecycle
 from gpumarket.scheduler.book import Book
 from gpumarket.scheduler.channels import Channels
 from gpumarket.scheduler.explain import explain
-from gpumarket.scheduler.filters import SANDBOX_TIERS, Limits, Moment, Wanted
+from gpumarket.scheduler.filters import Limits, Moment, Wanted
 from gpumarket.scheduler.ledger import Ledger, Spoke
 from gpumarket.scheduler.lifecycle import Attempt, Job
 from gpumarket.scheduler.listings import Listings
-from gpumarket.scheduler.match import NoMatch, Plan, Removed, match
+from gpumarket.scheduler.match import NoMatch, Plan, Removed, match, stopped_by
 from gpumarket.scheduler.presence import Presence
 from gpumarket.scheduler.reputation import Reputation
 from gpumarket.scheduler.settings import SchedulerSettings
+from gpumarket.settlement.chain.view import require_untroubled
+from gpumarket.settlement.demands import SANDBOX_TIERS
 from gpumarket.settlement.pricing import attempt_maximum
 from gpumarket.settlement.verification.profiles import PROFILES
 from gpumarket.v1 import market_pb2 as pb
 from gpumarket.v1 import terms_pb2
 
 Reply = Callable[[pb.MatchReply], None]
+_NOBODY: frozenset[Address] = frozenset()
 DRAWS_MAX = 4
 """Providers tried when exact money does not fit where the float filter said it would."""
 
@@ -59,7 +63,14 @@ class Desk:
         self.on_placed: Callable[[Job], None] = lambda job: None
         self.closed = False
         """Draining: no new orders."""
+        self.trouble: Callable[[], str] = lambda: ""
+        """Why the chain cannot be relied on for new orders now; empty while it can."""
         self.orders = self.quotes = self.unmatched = 0
+        self.leases: Counter[Task] = Counter()
+        self.no_match: Counter[str] = Counter()
+        """Orders and quotes that nobody could be found for, by the filter that stopped the provider which came farthest."""
+        self.refused: Counter[str] = Counter()
+        """Orders and quotes that were refused, by the error's code."""
 
     def handle(self, request: pb.MatchRequest, reply: Reply) -> None:
         """Answer one request through `reply`: at once, or after the commit for an order that was granted."""
@@ -69,20 +80,27 @@ class Desk:
                 return
             answer = self._order(request)
         except GpumarketError as error:
+            self.refused[error.code] += 1
             reply(answers.problem(request.id, error))
             return
         self._ledger.after_commit(lambda error: reply(answer if error is None else answers.problem(request.id, error)))
 
-    def again(self, job: Job, prefix_units: int, prefix_hash: Hash, excluded: Address) -> pb.MatchReply:
+    def again(self, job: Job, prefix_units: int, prefix_hash: Hash) -> pb.MatchReply:
         """Open the next attempt of a job elsewhere (`Market.Retry`). The caller commits.
 
-        Raises FundsError for a channel that takes no more orders: one whose close we signed must never earn again.
+        At a provider that no attempt was lost at, where there is one; else anywhere but where the newest was lost or output was bad: where
+        all have been tried, it may be the client's own link that broke. Raises FundsError for a channel that takes no more orders: one
+        whose close we signed must never earn again.
         """
         spec = job.spec
         self._channels.hub(job.channel)
         constraints = parse(terms_pb2.JobOrder, job.order).constraints
-        wanted = self._wanted(spec, constraints, spent=job.spent, prefix_units=prefix_units, excluded=excluded)
-        return self._grant(0, job, spec.struct_hash, wanted, prefix_units, prefix_hash, told=False)
+        for excluded in (lifecycle.lost_at(job), lifecycle.barred_at(job)):
+            wanted = self._wanted(spec, constraints, spent=job.spent, prefix_units=prefix_units, excluded=excluded)
+            answer = self._grant(0, job, spec.struct_hash, wanted, prefix_units, prefix_hash, told=False)
+            if answer.HasField("granted"):
+                break
+        return answer
 
     def story(self, order: terms_pb2.JobOrder) -> pb.Explanation:
         """Why this order would go where it goes, now."""
@@ -150,6 +168,8 @@ class Desk:
     def _admit(self, spec: JobSpec, constraints: bytes) -> None:
         if self.closed:
             raise Busy("the scheduler is draining", hint="choose another scheduler, or try again when it is back")
+        require_untroubled(self.trouble())
+        self._ledger.require_space()
         now = self._clock.now()
         if constraints_of(constraints)[0] != spec.constraints_hash:
             raise ProtocolError("the order's constraints are not those that its spec names")
@@ -191,17 +211,22 @@ class Desk:
                     raise  # the client's money, not this provider's
                 continue
             self._ledger.keep_offer(listing.digest, listing.raw)
+            self.leases[job.spec.task] += 1
             return answers.granted(request_id, signed, listing.message, self._ledger.hubs[job.channel].state, story)
         else:
             size = len(self._book.entries)
             plan = NoMatch(size, (Removed("spoke", size, f"{DRAWS_MAX} draws in a row had too little left in their channels"),))
         self.unmatched += 1
-        return answers.no_match(request_id, plan)
+        return self._nobody(request_id, plan)
+
+    def _nobody(self, request_id: int, found: NoMatch) -> pb.MatchReply:
+        self.no_match[stopped_by(found)] += 1
+        return answers.no_match(request_id, found)
 
     def _place(self, job: Job, attempt: Attempt, spoke: Spoke) -> None:
         until = job.spec.deadline + self._settings.channel_margin_seconds
         self.on_placed(self._ledger.apply(lifecycle.grant(job, attempt, until), self._clock.now()))
-        self._presence.reserve(attempt.hash, spoke.provider, job.channel)
+        self._presence.reserve(attempt.hash, spoke.provider, job.spec.model, job.channel)
 
     def _lease(self, job: Job, spec_hash: Hash, plan: Plan, spoke: Spoke, prefix_units: int, prefix_hash: Hash) -> Lease:
         spec, sale, settings = job.spec, plan.sale, self._settings
@@ -258,20 +283,23 @@ class Desk:
             budget=self._budget(most),
             deadline=message.deadline,
             spoke_margin_seconds=self._settings.channel_margin_seconds,
+            longest_input=message.prompt_units + message.max_output_units if task is Task.GENERATE else 0,
             limits=limits,
         )
         moment = Moment(self._clock.now(), self._clock.monotonic())
         seed = message.client + message.job_id
         plan = match(self._book, wanted, seed, moment, self._settings.explore_share)
         if isinstance(plan, NoMatch):
-            return answers.no_match(request.id, plan)
+            return self._nobody(request.id, plan)
         return answers.quote(request.id, plan, wanted, self._settings.fee_ppm)
 
-    def _wanted(self, spec: JobSpec, constraints: bytes, *, spent: int, prefix_units: int, excluded: Address | None = None) -> Wanted:
+    def _wanted(
+        self, spec: JobSpec, constraints: bytes, *, spent: int, prefix_units: int, excluded: frozenset[Address] = frozenset()
+    ) -> Wanted:
         generate = spec.task is Task.GENERATE
         limits = constraints_of(constraints)[1]
-        if excluded is not None:
-            limits = _excluding(limits, excluded)
+        if excluded:
+            limits = replace(limits, exclude_providers=limits.exclude_providers | excluded)
         return Wanted(
             task=spec.task,
             model=spec.model,
@@ -281,6 +309,7 @@ class Desk:
             budget=self._budget(spec.max_amount - spent),
             deadline=spec.deadline,
             spoke_margin_seconds=self._settings.channel_margin_seconds,
+            longest_input=spec.prompt_units + spec.max_output_units if generate else 0,
             limits=limits,
         )
 
@@ -327,10 +356,6 @@ def constraints_of(raw: bytes) -> tuple[Hash, Limits]:
         exclude_owners=frozenset(Address(a) for a in c.exclude_owners),
     )
     return keccak256(raw), limits
-
-
-def _excluding(limits: Limits, provider: Address) -> Limits:
-    return replace(limits, exclude_providers=limits.exclude_providers | {provider})
 
 
 def _over_limit(limits: Limits, plan: Plan) -> bool:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from operator import ge, le
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +20,6 @@ from gpumarket.scheduler.book import FILTER_COLUMNS, Book, Col
 
 HEARTBEAT_SECONDS = 3.0
 """A provider silent for longer is not matched: three beats missed."""
-SANDBOX_TIERS = {"": 0, "none": 0, "process": 1, "process+netns": 2}
 _MANY = float("inf")
 Rows = NDArray[np.int64]
 Mask = NDArray[np.bool_]
@@ -56,11 +56,11 @@ class Wanted:
     deadline: int
     spoke_margin_seconds: int = 0
     longest_input: int = 0
+    """Tokens that the model must take in one piece: a prompt with its answer. 0 where only the sum of all inputs is known."""
     limits: Limits = field(default_factory=Limits)
 
 
-@dataclass(frozen=True, slots=True)
-class Moment:
+class Moment(NamedTuple):
     """Now, on both clocks: unix seconds for what is signed, monotonic seconds for heartbeats."""
 
     now: int

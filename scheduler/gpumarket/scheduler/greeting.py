@@ -19,6 +19,7 @@ from gpumarket.core.units import Address, Hash, hex0x
 from gpumarket.scheduler.billing import Billing
 from gpumarket.scheduler.challenge import Challenger
 from gpumarket.scheduler.channels import Channels
+from gpumarket.scheduler.holdings import Holdings
 from gpumarket.scheduler.listings import Listing, Listings
 from gpumarket.scheduler.presence import Presence, Proof, Session
 from gpumarket.scheduler.spokes import Spokes
@@ -34,6 +35,8 @@ UNGREETED_MAX = 256
 UNLISTED_MAX = 256
 """Streams of providers that the chain does not back (yet): keys cost nothing, so there is an end to them."""
 WARM_MAX = 256
+PLACES_MAX = 256
+LEASES_MAX = 4_096
 _log = structlog.get_logger()
 
 
@@ -48,12 +51,14 @@ class Greeter:
         listings: Listings,
         presence: Presence,
         channels: Channels,
+        holdings: Holdings,
         billing: Billing,
         spokes: Spokes,
         challenger: Challenger,
         repeat_seconds: float,
     ) -> None:
         self._calls, self._clock, self._random = calls, clock, random
+        self.holdings = holdings
         self._listings, self._presence, self._channels = listings, presence, channels
         self._billing, self._spokes, self._challenger = billing, spokes, challenger
         self._repeat_seconds = repeat_seconds
@@ -63,18 +68,19 @@ class Greeter:
     async def serve(self, context: grpc.aio.ServicerContext[Any, Any]) -> None:
         """One stream, until the provider leaves. Raises GpumarketError for a hello or an offer that is none."""
         caller, message = self._calls.open("Market/Heartbeat", await self._hello(context), terms_pb2.SignedOffer)
+        self._require_alone(caller, context.peer())
         self._take(caller, message)
         self._require_place(caller)
-        session = self._presence.begin(caller)
+        session = self._presence.begin(caller, context.peer())
         _log.info("provider_here", provider=hex0x(caller))
         telling = asyncio.create_task(self._tell(session, context), name="heartbeat down")
         try:
             await self._listen(session, context)
         finally:
+            self._presence.end(session)  # before anything is awaited: a call that is cancelled here must not leave its provider present
+            _log.info("provider_gone", provider=hex0x(caller))
             telling.cancel()
             await asyncio.gather(telling, return_exceptions=True)
-            self._presence.end(session)
-            _log.info("provider_gone", provider=hex0x(caller))
 
     async def _hello(self, context: grpc.aio.ServicerContext[Any, Any]) -> terms_pb2.SignedCall:
         if self._ungreeted >= UNGREETED_MAX:
@@ -89,6 +95,13 @@ class Greeter:
         if not isinstance(first, pb.HeartbeatUp) or not first.HasField("hello"):
             raise ProtocolError("a heartbeat begins with a hello")
         return first.hello
+
+    def _require_alone(self, caller: Address, peer: str) -> None:
+        try:
+            self._presence.require_alone(caller, peer)
+        except Busy as error:
+            _log.warning("second_daemon_refused", provider=hex0x(caller), peer=peer, reason=error.message)
+            raise
 
     def _require_place(self, caller: Address) -> None:
         if not self._listings.why_unlisted(caller) or caller in self._presence.sessions:
@@ -114,10 +127,21 @@ class Greeter:
                 raise ProtocolError(f"no heartbeat for {SILENT_SECONDS:.0f} s") from error
             if not isinstance(message, pb.HeartbeatUp) or self._presence.sessions.get(session.provider) is not session:
                 return
+            session.heard = self._clock.monotonic()
             kind = message.WhichOneof("message")
-            if kind == "load":
+            if kind == "held":
+                self.holdings.told(session.provider, message.held.vouchers)
+                session.holdings_told = True
+            elif kind == "load":
+                if not session.holdings_told:
+                    self.holdings.told(session.provider, ())
+                    session.holdings_told = True
                 if len(message.load.warm) > WARM_MAX:
                     raise ProtocolError(f"a load of {len(message.load.warm)} warm models; at most {WARM_MAX}")
+                if len(message.load.places) > PLACES_MAX:
+                    raise ProtocolError(f"a load with places of {len(message.load.places)} models; at most {PLACES_MAX}")
+                if len(message.load.leases) > LEASES_MAX:
+                    raise ProtocolError(f"a load of {len(message.load.leases)} leases; at most {LEASES_MAX}")
                 self._presence.beat(session, message.load)
             elif kind == "offer":
                 self._take(session.provider, message.offer)
@@ -141,7 +165,7 @@ class Greeter:
             self._spokes.ensure(provider)  # only for whoever computes: a deposit for every registered key would be anybody's to lock up
         if proof is None or proof.key != key:
             self._presence.proofs[provider] = Proof(key)
-            self._presence.restand(provider)
+            self._presence.note_proof(provider)
             old = self._proving.pop(provider, None)
             if old is not None:
                 old.cancel()
@@ -170,8 +194,7 @@ class Greeter:
                 self._spokes.ensure(provider)
                 _log.info("gpu_proven", provider=hex0x(provider), mflops=measured.mflops, seconds=round(measured.seconds, 3))
                 wait = self._repeat_seconds * (0.5 + int.from_bytes(self._random.token(4), "big") / 2**32)
-            self._presence.restand(provider)
-            self._presence.wake(provider)
+            self._presence.note_proof(provider)
             await asyncio.sleep(wait)
 
     # --- down ----------------------------------------------------------------------------------------------------------------
@@ -189,8 +212,12 @@ class Greeter:
                     down.voucher.CopyFrom(voucher)
             settled, session.settled = session.settled, []
             down.settled.extend(settled)
-            down.notice = self._presence.notice(session.provider)
-            if (down.channel, down.notice) != (told_channel, told_notice) or down.HasField("voucher") or settled:
+            session.obstacle, down.notice = self._presence.notice(session.provider)
+            now = self._clock.monotonic()
+            if session.round_trip.due(now):
+                down.probe = 1 + int.from_bytes(self._random.token(8), "big") // 2
+                session.round_trip.ask(down.probe, now)
+            if (down.channel, down.notice) != (told_channel, told_notice) or down.HasField("voucher") or settled or down.probe:
                 await context.write(down)
                 told_channel, told_notice = down.channel, down.notice
                 told_voucher = down.voucher.signature if down.HasField("voucher") else told_voucher

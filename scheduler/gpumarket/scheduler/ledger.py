@@ -17,32 +17,15 @@ from gpumarket.core.errors import GpumarketError, JournalError, ProtocolError
 from gpumarket.core.signing import Domain, Signer
 from gpumarket.core.units import Address, Hash
 from gpumarket.scheduler import records
-from gpumarket.scheduler.lifecycle import Change, Instruction, Job, Judge, Move, Side, Understated, finished
+from gpumarket.scheduler.lifecycle import Change, Instruction, Job, Judge, Move, Understated, finished
+from gpumarket.scheduler.moves import move_hub, move_spoke
 from gpumarket.scheduler.reputation import Deed, Reputation
-from gpumarket.settlement.channel import (
-    HoldAmount,
-    OweHeld,
-    PaidChannel,
-    Pay,
-    ReceivedChannel,
-    Release,
-    ReleaseOpen,
-    Reserve,
-    ReserveOpen,
-    ReturnHeld,
-    handle,
-)
+from gpumarket.settlement.channel import PaidChannel, ReceivedChannel
 from gpumarket.settlement.journal import Journal
 from gpumarket.settlement.vouchers import sign_voucher
 
 GATHERED_MAX = 64
 """Answers that wait for one commit; more would make the first of them late."""
-_CLIENT = {
-    Side.RELEASE: ReleaseOpen,
-    Side.HOLD: HoldAmount,
-    Side.OWE: OweHeld,
-    Side.RETURN: ReturnHeld,
-}
 
 
 @dataclass(slots=True)
@@ -57,13 +40,20 @@ class HubChannel:
 
 @dataclass(slots=True)
 class Spoke:
-    """Our channel to a provider. `released`: highest cumulative amount whose guard is committed; `signature` is its voucher's."""
+    """Our channel to a provider. `released`: highest cumulative amount whose guard is committed; `signature` is its voucher's.
+
+    `confirmed`: the provider has said in this life what it holds. A ledger that was read from disk may be an older copy than the vouchers
+    that its key has signed; until the payee has been heard, what is owed waits (I3).
+    """
 
     state: PaidChannel
     provider: Address
     released: int = 0
     signature: bytes = b""
     stored: bool = False
+    confirmed: bool = False
+    leaving: bool = False
+    """We are about to close it: no lease goes on it any more."""
 
 
 class Ledger:
@@ -82,6 +72,7 @@ class Ledger:
         self.failure: JournalError | None = None
         self.failed = asyncio.Event()
         self._dirty = records.Dirty()
+        self._writing: set[Hash] = set()
         self._stored_jobs: set[Hash] = set()
         self._stored_attempts: set[Hash] = set()
         self._stored_offers: set[Hash] = set()
@@ -104,9 +95,7 @@ class Ledger:
         self.reputations.update(kept.reputations)
         self._stored_reputations.update(kept.reputations)
         for job in kept.jobs:
-            self._remember(job)
-            self._stored_jobs.add(job.key)
-            self._stored_attempts.update(a.hash for a in job.attempts)
+            self._keep_stored(job)
         self._stored_offers.update(kept.offers)
         self.check()
 
@@ -134,6 +123,18 @@ class Ledger:
                     f"channel 0x{hub_id.hex()}: jobs hold (open, held) {found}, the channel says {(hub.state.open, hub.state.held)}",
                     hint="stop and restore the newest backup: the ledger was changed by hand or is damaged",
                 )
+
+    def look_after(self) -> None:
+        """Fail with the journal, also while nothing is to be written."""
+        try:
+            self._journal.require_whole()
+        except JournalError as error:
+            if self.failure is None:
+                self.fail(error)
+
+    def require_space(self) -> None:
+        """Before a new order. Raises Busy while the disk has little room."""
+        self._journal.require_space()
 
     # --- answers -------------------------------------------------------------------------------------------------------------
 
@@ -208,6 +209,13 @@ class Ledger:
         self._dirty.reputations.add(judged.provider)
         self.on_judged(judged.provider, after)
 
+    def confirm(self, channel: Hash) -> None:
+        """The payee has been heard: what was owed on this spoke and waited for that is released."""
+        if not self.spokes[channel].confirmed:
+            self.spokes[channel].confirmed = True
+            self._dirty.spokes.add(channel)
+            self.after_commit(lambda error: None)
+
     def keep_offer(self, digest: Hash, signed: bytes) -> None:
         """Remember an offer that a lease was made from."""
         if digest not in self._stored_offers:
@@ -221,9 +229,13 @@ class Ledger:
     # --- lookups -------------------------------------------------------------------------------------------------------------
 
     def find(self, key: Hash) -> Job | None:
-        """A job, from memory or, when it ended long ago, from the database."""
+        """A job, from memory or, when it ended long ago, from the database; then it is in memory again, until it is forgotten."""
         job = self.jobs.get(key)
-        return job if job is not None else self._journal.read(lambda connection: records.load_job(connection, key))
+        if job is None:
+            job = self._journal.read(lambda connection: records.load_job(connection, key))
+            if job is not None:
+                self._keep_stored(job)
+        return job
 
     def find_lease(self, lease: Hash) -> tuple[Job, int]:
         """The job and attempt number of a lease. Raises ProtocolError for one that this ledger never signed."""
@@ -245,7 +257,7 @@ class Ledger:
 
     def add_spoke(self, state: PaidChannel, provider: Address) -> None:
         """A channel that we have just opened; its guard is written with it."""
-        self._index(Spoke(state, provider))
+        self._index(Spoke(state, provider, confirmed=True))
         self.put_spoke(state)
 
     def _index(self, spoke: Spoke) -> None:
@@ -254,7 +266,8 @@ class Ledger:
 
     def forget(self, before: int) -> None:
         """Drop finished jobs whose deadline is past from memory; an order for one of them can only be a replay."""
-        for key in [k for k, j in self.jobs.items() if j.spec.deadline < before and finished(j) and k not in self._dirty.jobs]:
+        busy = self._dirty.jobs | self._writing  # until it is written, the database does not have its last word
+        for key in [k for k, j in self.jobs.items() if j.spec.deadline < before and finished(j) and k not in busy]:
             job = self.jobs.pop(key)
             self._stored_jobs.discard(key)
             for attempt in job.attempts:
@@ -262,6 +275,12 @@ class Ledger:
                 self._stored_attempts.discard(attempt.hash)
 
     # --- inside --------------------------------------------------------------------------------------------------------------
+
+    def _keep_stored(self, job: Job) -> None:
+        """A job as the database has it."""
+        self._remember(job)
+        self._stored_jobs.add(job.key)
+        self._stored_attempts.update(a.hash for a in job.attempts)
 
     def _remember(self, job: Job) -> None:
         before = self.jobs.get(job.key)
@@ -276,10 +295,10 @@ class Ledger:
             if not isinstance(move, Move):
                 continue
             if move.attempt is None:
-                hub = _move_hub(hub if hub is not None else self.hubs[job.channel].state, move)
+                hub = move_hub(hub if hub is not None else self.hubs[job.channel].state, move)
             else:
                 channel = move.attempt.lease.provider_channel
-                spokes[channel] = _move_spoke(spokes.get(channel) or self.spokes[channel].state, move)
+                spokes[channel] = move_spoke(spokes.get(channel) or self.spokes[channel].state, move)
         return hub, list(spokes.values())
 
     async def _flush_forever(self) -> None:
@@ -303,13 +322,14 @@ class Ledger:
         dirty, self._dirty = self._dirty, records.Dirty()
         error: JournalError | None = None
         if dirty:
-            batch = self._batch(dirty)
+            batch, self._writing = self._batch(dirty), dirty.jobs
             try:
                 await self._journal.transact(batch.write)
             except Exception as cause:
-                error = self._fail(cause)
+                error = self.fail(cause)
             else:
                 self._written(batch)
+            self._writing = set()
         for answer in answers:
             answer(error)
 
@@ -323,7 +343,9 @@ class Ledger:
             batch.add_hub(hub.state, hub.payer, hub.close_signed, new=not hub.stored)
         for spoke_id in dirty.spokes:
             spoke = self.spokes[spoke_id]
-            batch.add_spoke(spoke.state, spoke.provider, new=not spoke.stored, pays=spoke.state.vouchered > spoke.released)
+            batch.add_spoke(
+                spoke.state, spoke.provider, new=not spoke.stored, pays=spoke.confirmed and spoke.state.vouchered > spoke.released
+            )
         for provider in dirty.reputations:
             batch.add_reputation(provider, self.reputations[provider], new=provider not in self._stored_reputations)
         batch.add_offers({digest: raw for digest, raw in dirty.offers.items() if digest not in self._stored_offers})
@@ -343,7 +365,8 @@ class Ledger:
             spoke.signature = sign_voucher(self._signer, self._domain, channel, cumulative)
             spoke.released = cumulative
 
-    def _fail(self, cause: Exception) -> JournalError:
+    def fail(self, cause: Exception) -> JournalError:
+        """From now on nothing is written, answered or signed; the daemon stops with this error."""
         if isinstance(cause, JournalError):
             error = cause
         else:
@@ -354,17 +377,3 @@ class Ledger:
         for answer in waiting:
             answer(error)
         return error
-
-
-def _move_hub(state: ReceivedChannel, move: Move) -> ReceivedChannel:
-    if move.side is Side.RESERVE:
-        return handle(state, ReserveOpen(move.amount, until=move.until))
-    return handle(state, _CLIENT[move.side](move.amount))
-
-
-def _move_spoke(state: PaidChannel, move: Move) -> PaidChannel:
-    if move.side is Side.SET_ASIDE:
-        return handle(state, Reserve(move.amount, until=move.until))
-    if move.side is Side.PAY:
-        return handle(state, Pay(move.amount))
-    return handle(state, Release(move.amount))

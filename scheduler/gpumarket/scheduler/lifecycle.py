@@ -7,6 +7,7 @@
              HELD ── accepted, or check time over ───────► OWED
              OPEN, HELD ── rejected on evidence ─────────► REJECTED
              HELD, CLOSED by retry ── higher ack ────────► HELD
+             HELD, CLOSED, OWED ── retry, higher ack ────► HELD, OWED of more
 
 Money: `open` of max_amount is reserved in the client's channel from the order on. An attempt's earnings move open → held → used there, and
 reserved → vouchered in the provider's channel. Invariants: all attempts together never pass max_amount; only the newest attempt is OPEN;
@@ -17,11 +18,13 @@ paid by it (`raise_to`): at once from what is open, or, while a later attempt ma
 from __future__ import annotations
 
 import enum
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 from gpumarket.core.errors import OutOfFunds, ProtocolError
 from gpumarket.core.terms import Ack, Outcome, Receipt
 from gpumarket.core.units import Address, Hash, Money, format_money
+from gpumarket.core.values import replace
 from gpumarket.scheduler.jobs import LAPSED as LAPSED
 from gpumarket.scheduler.jobs import Attempt as Attempt
 from gpumarket.scheduler.jobs import AttemptState as AttemptState
@@ -50,8 +53,7 @@ class Side(enum.Enum):
     FREE = "reserved to free"
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
+class Move(NamedTuple):
     """Move `amount` in one of the job's two channels; the provider's is that of `attempt`."""
 
     side: Side
@@ -60,8 +62,7 @@ class Move:
     until: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Judge:
+class Judge(NamedTuple):
     """Tell the reputation of a provider."""
 
     provider: Address
@@ -166,6 +167,28 @@ def raise_to(job: Job, number: int, ack: Ack, raw_ack: bytes, now: int, check_se
     return job, moves + more
 
 
+def catch_up(job: Job, number: int, ack: Ack, raw_ack: bytes, now: int, check_seconds: int) -> Change:
+    """A retry's ack (already verified) above the one that the provider claimed with: it was lost on the way, and what it covers is earned.
+
+    The next attempt starts after it, so that nobody else is paid for it. Where the attempt is owed already, the difference is owed at once.
+    """
+    attempt = job.attempt(number)
+    ended = attempt.state in (AttemptState.HELD, AttemptState.CLOSED, AttemptState.OWED)
+    if not ended or attempt.complete or ack.units <= attempt.units or job.state is not JobState.LEASED:
+        return job, []
+    before, fee_ppm = client_amount(attempt.amount, attempt.lease.fee_ppm), attempt.lease.fee_ppm
+    earned = attempt_amount(attempt.lease, prompt_units=job.spec.prompt_units, units=ack.units, complete=False)
+    amount = max(attempt.amount, min(earned, without_fee(job.open + before, fee_ppm)))
+    cost, more = client_amount(amount, fee_ppm) - before, amount - attempt.amount
+    moves: list[Instruction] = [Move(Side.HOLD, cost), Move(Side.SET_ASIDE, more, attempt, job.spec.deadline)] if more else []
+    raised = replace(attempt, units=ack.units, amount=amount, ack=raw_ack)
+    if attempt.state is AttemptState.OWED:
+        moves += [Move(Side.OWE, cost), Move(Side.PAY, more, attempt)] if more else []
+    elif attempt.state is AttemptState.CLOSED and amount:
+        raised = replace(raised, state=AttemptState.HELD, hold_until=now + check_seconds)
+    return _put(replace(job, open=job.open - cost), raised), moves
+
+
 def accept(job: Job, number: int) -> Change:
     """The client's word that the result is good (accepted or grey). Said before the claim, it is kept for it."""
     attempt = job.attempt(number)
@@ -183,7 +206,8 @@ def suspect(job: Job, number: int, until: int) -> Change:
         return job, []
     reason = f"{attempt.reason}; {SUSPECTED}" if attempt.reason else SUSPECTED
     job = _put(job, replace(attempt, hold_until=max(attempt.hold_until, until), reason=reason))
-    return (replace(job, state=JobState.CHECKING) if attempt.complete else job), []
+    newest = number == len(job.attempts)  # an earlier one does not end what runs now
+    return (replace(job, state=JobState.CHECKING) if attempt.complete and newest else job), []
 
 
 def reject(job: Job, number: int, reason: str) -> Change:
@@ -238,6 +262,17 @@ def next_prefix(job: Job, number: int, ack: Ack | None, reason: str) -> tuple[in
     return lease.prefix_units + ack.units, ack.output_hash
 
 
+def lost_at(job: Job) -> frozenset[Address]:
+    """Providers at which attempts of the job were lost, for whatever reason."""
+    return frozenset(a.lease.provider for a in job.attempts if a.reason != "client-restart")
+
+
+def barred_at(job: Job) -> frozenset[Address]:
+    """Providers that get no further attempt of the job: where its newest was lost, and where the client calls the output bad."""
+    barred = {a.lease.provider for a in job.attempts if a.reason == "bad-output"}
+    return frozenset(barred) | (lost_at(job) & {job.newest.lease.provider})
+
+
 def may_retry(job: Job, number: int) -> None:
     """Raises ProtocolError or OutOfFunds when no attempt may follow `number`."""
     if number != len(job.attempts):
@@ -262,7 +297,8 @@ def next_due(job: Job, claim_grace_seconds: int) -> int:
     held = [a for a in job.attempts if a.state is AttemptState.HELD and not _waits(job, a)]
     times = [a.hold_until for a in (*held, *(a for a in job.attempts if _kept_for(job, a)))]
     if job.open or job.newest.state is AttemptState.OPEN:
-        late = job.state in LAPSED  # it ended, and only a claim that was shown before keeps its money
+        kept = job.newest.state is not AttemptState.OPEN and job.open <= _missing_cost(job)
+        late = kept and job.state is not JobState.LEASED  # it ended, and only a claim that was shown before keeps its money
         times.append(job.spec.deadline + claim_grace_seconds * (2 if late else 1))
     return min(times, default=0)
 
@@ -335,7 +371,7 @@ def _spare(job: Job) -> Change:
     unclaimed = [a for a in job.attempts if _unclaimed(a)]
     kept = _missing_cost(job) + sum(client_amount(a.lease.maximum - a.amount, a.lease.fee_ppm) + 1 for a in unclaimed)
     spare = job.open - min(job.open, kept)
-    return replace(job, open=job.open - spare), [Move(Side.RELEASE, spare)] if spare else []
+    return (replace(job, open=job.open - spare), [Move(Side.RELEASE, spare)]) if spare else (job, [])
 
 
 def _owe(job: Job, attempt: Attempt, deed: Deed) -> Change:

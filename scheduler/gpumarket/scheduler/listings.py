@@ -17,9 +17,9 @@ from gpumarket.core.signing import Domain
 from gpumarket.core.terms import Task
 from gpumarket.core.units import Address, Hash, Money, money_from_bytes
 from gpumarket.scheduler.book import Advert, Book, ModelOnSale
-from gpumarket.scheduler.filters import SANDBOX_TIERS
 from gpumarket.scheduler.records import offer_digest
 from gpumarket.settlement.chain.view import PROVIDER, ChainView, NodeOnChain
+from gpumarket.settlement.demands import SANDBOX_TIERS, foremost_gpu
 from gpumarket.v1 import terms_pb2 as pb
 
 LISTED_MAX = 200_000
@@ -158,12 +158,12 @@ class Listings:
 
 def to_advert(body: pb.OfferBody, owner: Address) -> Advert:
     """The advert that an offer makes. Raises ProtocolError for numbers that are none."""
-    if not 1 <= len(body.models) <= MODELS_MAX or not 1 <= len(body.gpus) <= GPUS_MAX or not 1 <= body.capacity <= 65_536:
+    gpu = foremost_gpu(body)
+    if not 1 <= len(body.models) <= MODELS_MAX or gpu is None or len(body.gpus) > GPUS_MAX or not 1 <= body.capacity <= 65_536:
         raise ProtocolError(f"an offer of {len(body.models)} models on {len(body.gpus)} GPUs with capacity {body.capacity}")
     labels = [body.region, body.sandbox, *(m.name for m in body.models), *(t for g in body.gpus for t in (g.gpu_class, g.uuid))]
     if max(map(len, labels)) > LABEL_MAX:
         raise ProtocolError(f"an offer with a name of more than {LABEL_MAX} characters")
-    gpu = max(body.gpus, key=lambda g: g.vram_bytes)
     if len({m.model for m in body.models}) != len(body.models):
         raise ProtocolError("an offer that lists a model twice")
     return Advert(

@@ -20,21 +20,26 @@ from gpumarket.core.ports import Clock, Random
 from gpumarket.core.rpc import SERVER_OPTIONS, ServerIdentity
 from gpumarket.core.signing import Domain, Signer
 from gpumarket.core.units import Hash
+from gpumarket.scheduler.allowance import Allowance
 from gpumarket.scheduler.billing import Billing
 from gpumarket.scheduler.book import Book
 from gpumarket.scheduler.challenge import Challenger
 from gpumarket.scheduler.channels import Channels
 from gpumarket.scheduler.desk import Desk
 from gpumarket.scheduler.greeting import Greeter
+from gpumarket.scheduler.holdings import Holdings
 from gpumarket.scheduler.ledger import HubChannel, Ledger
 from gpumarket.scheduler.listings import Listings
 from gpumarket.scheduler.presence import Presence
 from gpumarket.scheduler.service import MarketService
 from gpumarket.scheduler.settings import SchedulerSettings
+from gpumarket.scheduler.spans import Spans
 from gpumarket.scheduler.spokes import ChannelActions, Spokes
 from gpumarket.settlement.chain.view import ChainEvent, ChainView, NodeChanged
 from gpumarket.settlement.channel import ChainRedeemed, ReceivedChannel, handle
 from gpumarket.settlement.journal import Journal
+from gpumarket.settlement.redeem import earned
+from gpumarket.telemetry.spans import OFF, Tracing
 from gpumarket.v1 import market_pb2 as pb
 from gpumarket.v1 import market_pb2_grpc as grpc_stubs
 
@@ -57,6 +62,7 @@ class World:
     random: Random
     token: bytes = bytes(20)
     version: str = "0"
+    tracing: Tracing = OFF
 
 
 class Market:
@@ -92,6 +98,8 @@ class Market:
             self.desk,
             view,
         )
+        self.spans = Spans(world.tracing)
+        self.billing.on_ended = self.spans.settled
         self.spokes = Spokes(settings, world.actions, self.ledger, self.channels, self.presence, clock)
         calls = CallGuard(world.domain, me, clock, known=self.channels.trades)
         challenger = Challenger(world.signer, world.domain, clock, world.random, settings)
@@ -102,12 +110,16 @@ class Market:
             self.listings,
             self.presence,
             self.channels,
+            Holdings(self.ledger, world.signer.address, world.channels_domain),
             self.billing,
             self.spokes,
             challenger,
             settings.challenge_repeat_seconds,
         )
-        self.service = MarketService(self._info(), calls, self.desk, self.billing, self.greeter, self.listings, self.presence)
+        allowance = Allowance(self.book, clock)
+        self.service = MarketService(
+            self._info(), calls, self.desk, self.billing, self.greeter, self.listings, self.presence, allowance, self.spans
+        )
         self.endpoint = ""
         self._server: grpc.aio.Server | None = None
 
@@ -140,6 +152,7 @@ class Market:
         expire_at = 0.0
         while not stop.is_set():
             await self.billing.tick()
+            self.ledger.look_after()
             if self.ledger.failure is not None:
                 raise self.ledger.failure
             if self.world.clock.monotonic() >= expire_at:
@@ -175,19 +188,18 @@ class Market:
             _log.info("offer_refused", reason=error.message)
 
     def received_channels(self) -> list[ReceivedChannel]:
-        """Clients' channels that the redeemer may touch now.
+        """Clients' channels, each with the voucher that the redeemer may redeem now (`gpumarket.settlement.redeem.earned`).
 
-        A voucher covers what is reserved as well as what was used, and only a whole voucher can be redeemed: before half of what it adds
-        was used, that would take a client's prepaid money for the sake of a little of ours. A channel whose close we signed waits for that
-        close. Neither holds for one that its payer closes alone, or that expires soon.
+        A channel whose close we signed waits for that close, unless its payer closes it alone, or it expires soon.
         """
-        soon = self.world.clock.now() + self.settings.redeem_margin_seconds
-        return [hub.state for hub in self.ledger.hubs.values() if _may_redeem(hub, soon)]
+        now = self.world.clock.now()
+        soon = now + self.settings.redeem_margin_seconds
+        return [earned(hub.state, now) for hub in self.ledger.hubs.values() if _may_redeem(hub, soon)]
 
-    def note_redeemed(self, channel: Hash, amount: int) -> None:
-        """A redemption of ours was mined; the follower confirms it later."""
+    def note_redeemed(self, channel: Hash, cumulative: int) -> None:
+        """A redemption of ours was mined; the follower says so, too, before or after. Never a sum: counted twice it is free credit."""
         hub = self.ledger.hubs[channel]
-        self.ledger.put_hub(handle(hub.state, ChainRedeemed(hub.state.redeemed + amount)))
+        self.ledger.put_hub(handle(hub.state, ChainRedeemed(cumulative)))
 
     def _has_open_claims(self) -> bool:
         return any(hub.state.open or hub.state.held for hub in self.ledger.hubs.values())
@@ -221,7 +233,4 @@ class Market:
 
 
 def _may_redeem(hub: HubChannel, soon: int) -> bool:
-    state = hub.state
-    if state.closing or state.expires_at <= soon:
-        return True
-    return not hub.close_signed and 2 * (state.used - state.redeemed) >= state.voucher - state.redeemed
+    return not hub.close_signed or bool(hub.state.closing) or hub.state.expires_at <= soon

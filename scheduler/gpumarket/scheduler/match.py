@@ -13,13 +13,14 @@ import struct
 from bisect import bisect_right
 from dataclasses import dataclass
 from itertools import accumulate
+from typing import NamedTuple
 
 import numpy as np
 
 from gpumarket.core.units import Address
 from gpumarket.scheduler import score
 from gpumarket.scheduler.book import Book, Col, ModelOnSale
-from gpumarket.scheduler.filters import Bound, Moment, Rows, Wanted, admitted, bounds, mask, stages
+from gpumarket.scheduler.filters import NAMES, Bound, Moment, Rows, Wanted, admitted, bounds, mask, stages
 
 DRAWN, DRAWN_NEXT = 8, 64
 _WORDS = struct.Struct(f"<{2 + DRAWN}I")
@@ -28,8 +29,7 @@ _Passed = tuple[list[int], list[list[float]], list[float]]
 """Rows, their columns, their costs."""
 
 
-@dataclass(frozen=True, slots=True)
-class Plan:
+class Plan(NamedTuple):
     """Where the attempt goes."""
 
     provider: Address
@@ -55,8 +55,16 @@ class NoMatch:
     removed: tuple[Removed, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Candidates:
+NOBODY = "nobody"
+"""Why nobody was found where nobody is known at all."""
+
+
+def stopped_by(found: NoMatch) -> str:
+    """The one word for why: the last filter, in their order, that removed anybody. Whoever came farthest failed there."""
+    return max((removed.filter for removed in found.removed), key=NAMES.index, default=NOBODY)
+
+
+class Candidates(NamedTuple):
     """Rows that passed in one draw, with what was scored of them. `explored`: the draw goes to a newcomer."""
 
     rows: list[int]
@@ -98,6 +106,7 @@ def count(book: Book, wanted: Wanted, moment: Moment) -> NoMatch:
     """How many providers each filter removes, in order. One vectorised pass over the sellers of the model."""
     low, high = bounds(book, wanted, moment)
     rows = book.pool(wanted.model).rows
+    book.walked += len(rows)
     considered = len(book.entries)
     removed = []
     if considered > len(rows):
@@ -140,6 +149,7 @@ def _found_by_scan(book: Book, wanted: Wanted, index: Rows, seed: bytes, low: Bo
         found = more[mask(book, wanted, more, low, high)]
         if len(found):
             return _passing(book, wanted, found[:DRAWN], low, high)
+    book.walked += len(index)
     found = index[mask(book, wanted, index, low, high)]
     if len(found) > DRAWN:
         found = found[words[DRAWN_NEXT:] * np.uint64(len(found)) >> np.uint64(32)]

@@ -7,6 +7,7 @@ values are the driver's own (bytes, int, bool, str, float) but for money. Measur
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from typing import Any
 
 from sqlalchemy import Connection, Dialect, Insert, Table, Update
@@ -39,4 +40,4 @@ class Prepared:
         order: Sequence[str] | None = compiled.positiontup  # None where parameters go by name
         if order is None:
             return str(compiled), dict
-        return str(compiled), lambda row: tuple([row[name] for name in order])
+        return str(compiled), itemgetter(*order)

@@ -125,16 +125,16 @@ class Batch:
         if new:
             self._new.setdefault(table, []).append(row)
         else:
-            key = next(iter(table.primary_key)).name
-            row["pk"] = row.pop(key)
+            row["pk"] = row.pop(_KEYS[table])
             self._changed.setdefault(table, []).append(row)
 
 
-_HUB = ("deposit", "expires_at", "voucher", "signature", "used", "held", "open", "redeemed", "closing", "closed")
+_HUB = ("deposit", "expires_at", "voucher", "signature", "ladder", "used", "held", "open", "redeemed", "closing", "closed")
 _SPOKE = ("deposit", "expires_at", "vouchered", "reserved", "redeemed", "closing", "closed")
 _REPUTATION = ("kept", "broken", "updated_at", "jailed_until", "rejections")
 _TABLES = (t.jobs, t.attempts, t.offers, t.client_channels, t.spokes, t.reputations)
 _ATTEMPT = ("amount", "units", "complete", "accepted", "hold_until", "receipt", "ack", "outcome", "reason")
+_KEYS = {table: next(iter(table.primary_key)).name for table in _TABLES}
 
 
 def _update(table: Table, *names: str) -> Prepared:

@@ -13,6 +13,8 @@ from gpumarket.v1 import market_pb2 as pb
 from gpumarket.v1 import terms_pb2
 
 CHECKS_MAX = 4
+ITEMS_MAX = 65_536
+"""Output items of one opening: three times the rows of all-MiniLM-L6-v2 that a message can hold. They cost 4 µs each to recompute."""
 
 
 def judge_report(domain: Domain, job: Job, number: int, request: pb.ReportRequest, owner_of: Callable[[Address], Address]) -> Decision:
@@ -23,6 +25,8 @@ def judge_report(domain: Domain, job: Job, number: int, request: pb.ReportReques
     attempt = job.attempt(number)
     if not 1 <= len(request.checks) <= CHECKS_MAX:
         raise ProtocolError(f"a rejection rests on 1 to {CHECKS_MAX} checks, not on {len(request.checks)}")
+    if any(len(opening.output) > ITEMS_MAX for opening in (request.subject, *request.checks)):
+        raise ProtocolError(f"an opening of more than {ITEMS_MAX} items", hint="results that large are checked and not reported")
     subject = open_evidence(domain, request.subject)
     if subject.lease.struct_hash != attempt.hash:
         raise ProtocolError("the opened result is not the attempt that is reported")
@@ -47,11 +51,11 @@ def drawn_of(subject: Evidence, checks: list[Evidence]) -> tuple[int, ...]:
     assert isinstance(request, terms_pb2.EmbedRequest)
     assert isinstance(replay, terms_pb2.CheckRequest)
     drawn: list[int] = []
-    at = jobs[0].own_start
+    at, end = jobs[0].own_start, len(jobs[0].output)  # what was not delivered cannot have been checked
     for wanted in replay.embed.inputs:
-        while at < len(request.inputs) and request.inputs[at] != wanted:
+        while at < end and request.inputs[at] != wanted:
             at += 1
-        if at == len(request.inputs):
+        if at >= end:
             raise ProtocolError("the check's inputs are not a subset, in order, of the job's")
         drawn.append(at)
         at += 1

@@ -1,7 +1,8 @@
 """The published score. Each part lies in [0, 1]; the score is their weighted mean, so it lies in [0, 1] too. Pure.
 
     price       cheapest candidate's cost / this one's cost of this very job
-    latency     1 / (1 + expected seconds / 5): seconds in the queue, then units at the measured speed
+    latency     1 / (1 + expected seconds / 5): the way there and back, a second for each job queued per place, then units at the speed
+                that the provider measured and its offer states
     reputation  posterior mean less one deviation of kept promises (reputation.py)
     stake       stake / (stake + 10 tokens): more stake is better, with less and less effect
     warm        1 when the model is loaded now

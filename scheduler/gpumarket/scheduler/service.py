@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections import deque
+from collections import Counter, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from typing import Any, TypeVar
 
@@ -15,11 +15,13 @@ from gpumarket.core.errors import Busy, GpumarketError, ProtocolError
 from gpumarket.core.rpc import abort
 from gpumarket.core.units import Address, Hash
 from gpumarket.scheduler import answers
+from gpumarket.scheduler.allowance import Allowance, caller_of
 from gpumarket.scheduler.billing import Billing
 from gpumarket.scheduler.desk import Desk
 from gpumarket.scheduler.greeting import Greeter
 from gpumarket.scheduler.listings import Listing, Listings
 from gpumarket.scheduler.presence import Presence
+from gpumarket.scheduler.spans import Spans
 from gpumarket.v1 import market_pb2 as pb
 from gpumarket.v1 import market_pb2_grpc as grpc_stubs
 from gpumarket.v1 import terms_pb2
@@ -47,10 +49,15 @@ class MarketService(grpc_stubs.MarketServicer):
         greeter: Greeter,
         listings: Listings,
         presence: Presence,
+        allowance: Allowance,
+        spans: Spans,
     ) -> None:
+        self._spans = spans
         self._info, self._calls, self._desk, self._billing = info, calls, desk, billing
-        self._greeter, self._listings, self._presence = greeter, listings, presence
+        self._greeter, self._listings, self._presence, self._allowance = greeter, listings, presence, allowance
         self._watchers = self._streams = 0
+        self.refused: Counter[str] = Counter()
+        """Calls that were refused, by the error's code; orders are counted at the desk."""
 
     async def Info(self, request: pb.InfoRequest, context: Context) -> pb.SchedulerInfo:
         return self._info
@@ -60,21 +67,27 @@ class MarketService(grpc_stubs.MarketServicer):
             await abort(context, Busy(f"{STREAMS_MAX} match streams are open", retry_after_seconds=5.0, hint="use the streams you have"))
         self._streams += 1
         try:
-            await Pipeline(context, self._desk).run()
+            await Pipeline(context, self._desk, self._allowance, self._spans).run()
         finally:
             self._streams -= 1
 
     async def Retry(self, request: terms_pb2.SignedCall, context: Context) -> pb.MatchReply:
         try:
-            return await self._billing.retry(*self._calls.open("Market/Retry", request, pb.RetryRequest))
+            with self._spans.call("retry", context):
+                return await self._billing.retry(*self._calls.open("Market/Retry", request, pb.RetryRequest))
         except GpumarketError as error:
+            self.refused[error.code] += 1
             return answers.problem(0, error)
 
     async def Report(self, request: terms_pb2.SignedCall, context: Context) -> pb.JobStatus:
         return await self._called(context, "Market/Report", request, pb.ReportRequest, self._billing.report)
 
     async def Claim(self, request: terms_pb2.SignedCall, context: Context) -> pb.ClaimReply:
-        return await self._called(context, "Market/Claim", request, pb.ClaimRequest, self._billing.claim)
+        return await self._called(context, "Market/Claim", request, pb.ClaimRequest, self._claim)
+
+    async def _claim(self, caller: Address, body: pb.ClaimRequest) -> pb.ClaimReply:
+        self._greeter.holdings.claimed(caller, body)
+        return await self._billing.claim(caller, body)
 
     async def Heartbeat(self, request_iterator: Any, context: Context) -> None:  # type: ignore[override]
         try:
@@ -108,10 +121,14 @@ class MarketService(grpc_stubs.MarketServicer):
             await changed.wait()
 
     async def Explain(self, request: terms_pb2.JobOrder, context: Context) -> pb.Explanation:
+        caller, before = caller_of(context.peer()), self._allowance.meter
         try:
+            self._allowance.require(caller)
             return self._desk.story(request)
         except GpumarketError as error:
             await abort(context, error)
+        finally:
+            self._allowance.charge(caller, before)
 
     async def GetAccount(self, request: terms_pb2.SignedCall, context: Context) -> pb.Account:
         async def account(caller: Address, body: pb.AccountRequest) -> pb.Account:
@@ -146,14 +163,16 @@ class MarketService(grpc_stubs.MarketServicer):
         serve: Callable[[Address, M], Awaitable[A]],
     ) -> A:
         try:
-            caller, message = self._calls.open(method, request, body)
-            return await serve(caller, message)
+            with self._spans.call(method.removeprefix("Market/").lower(), context):
+                caller, message = self._calls.open(method, request, body)
+                return await serve(caller, message)
         except GpumarketError as error:
+            self.refused[error.code] += 1
             await abort(context, error)
 
     def _offer_event(self, listing: Listing, revision: int) -> pb.OfferEvent:
-        rated = self._presence.rating_ppm(listing.provider)
-        return pb.OfferEvent(revision=revision, offer=listing.message, reputation_ppm=rated)
+        rated, proven = self._presence.rating_ppm(listing.provider), self._presence.proven_mflops(listing.provider)
+        return pb.OfferEvent(revision=revision, offer=listing.message, reputation_ppm=rated, proven_mflops=proven)
 
 
 class Pipeline:
@@ -162,8 +181,9 @@ class Pipeline:
     Two tasks a stream and none a message: the reader is the rpc itself, the writer drains what is ready.
     """
 
-    def __init__(self, context: Context, desk: Desk) -> None:
-        self._context, self._desk = context, desk
+    def __init__(self, context: Context, desk: Desk, allowance: Allowance, spans: Spans) -> None:
+        self._context, self._desk, self._allowance, self._spans = context, desk, allowance, spans
+        self._caller = caller_of(context.peer())
         self._ready: deque[pb.MatchReply] = deque()
         self._unanswered = 0
         self._wake = asyncio.Event()
@@ -177,7 +197,7 @@ class Pipeline:
                 if not isinstance(request, pb.MatchRequest):
                     break
                 self._unanswered += 1
-                self._desk.handle(request, self._reply)
+                self._handle(request)
                 while self._unanswered >= PIPELINED_MAX:
                     self._room.clear()
                     await self._room.wait()
@@ -187,6 +207,19 @@ class Pipeline:
         finally:
             writer.cancel()
             await asyncio.gather(writer, return_exceptions=True)
+
+    def _handle(self, request: pb.MatchRequest) -> None:
+        before = self._allowance.meter
+        try:
+            self._allowance.require(self._caller)
+        except Busy as error:
+            self._reply(answers.problem(request.id, error))
+            return
+        if request.traceparent:
+            self._spans.order(request, self._desk.handle, self._reply)
+        else:
+            self._desk.handle(request, self._reply)
+        self._allowance.charge(self._caller, before)
 
     def _reply(self, reply: pb.MatchReply) -> None:
         self._ready.append(reply)

@@ -7,12 +7,12 @@ from typing import ClassVar
 
 from pydantic import field_validator
 
-from gpumarket.core.settings import Settings
+from gpumarket.core.settings import StakedSettings
 from gpumarket.core.units import Money, parse_money
 from gpumarket.scheduler.score import Weights
 
 
-class SchedulerSettings(Settings):
+class SchedulerSettings(StakedSettings):
     """Table [scheduler] of the configuration file, variables GPUMARKET_SCHEDULER_*."""
 
     section: ClassVar[str] = "scheduler"
@@ -27,15 +27,19 @@ class SchedulerSettings(Settings):
     """Address of the Market service; loopback and any free port, until its owner opens it to a network."""
     advertise: str = ""
     """host:port that others reach it at, as registered on chain; empty is the address it listens on."""
+    observe_listen: str = "127.0.0.1:0"
+    """host:port of /metrics, /healthz and /readyz; `ready.json` names the one that a port 0 became. It asks nobody who they are and shows
+    sums of money: loopback, until its owner opens it to the network of whoever watches. Empty: none of it."""
     p2p_listen: str = "/ip4/127.0.0.1/tcp/0"
     p2p_bootstrap: tuple[str, ...] = ()
     database: str = ""
-    """SQLAlchemy URL; empty is SQLite in the state folder. PostgreSQL for replicas."""
+    """Empty is SQLite in the state folder. postgresql+psycopg://user@host/database keeps the ledger in PostgreSQL (extra `postgres`): one
+    database for each scheduler, reached without a transaction pooler; the password stands in the file that PGPASSFILE names."""
 
     fee_ppm: int = 10_000
     """1 % on top of what providers earn: what a scheduler lives from, and what clients compare."""
-    stake: str = "100"
-    """Ten times a provider's: clients hold vouchers against a scheduler, and choose by fee and stake."""
+    stake: str = "1000"
+    """Five times a provider's: clients hold vouchers against a scheduler, and choose by fee and stake."""
     explore_share: float = 0.05
     """Draws kept for newcomers: one in twenty, so that a new provider is judged within a day at modest traffic."""
     stake_factor: int = 2
@@ -78,6 +82,13 @@ class SchedulerSettings(Settings):
     """Below this much free, the channel is topped up by another deposit."""
     spoke_seconds: int = 30 * 86_400
     """Life of a provider's channel; it is prolonged when a quarter is left."""
+    spoke_idle_seconds: int = 7 * 86_400
+    """A provider that was not seen for a week has its channel closed, so that the deposit comes back before the channel's expiry. What was
+    vouchered is paid out first."""
+    spoke_grace_seconds: int = 86_400
+    """An expired channel is left to its provider for a day more, in which it may redeem; then what is owed is paid and it is closed."""
+    reclaim_seconds: float = 600.0
+    """Between two looks at what may come back: nothing is lost by waiting."""
 
     cpu_challenge_size: int = 512
     cpu_challenge_repeats: int = 8
@@ -85,6 +96,12 @@ class SchedulerSettings(Settings):
     gpu_challenge_size: int = 4_096
     gpu_challenge_repeats: int = 32
     """4.4 TFLOP over 64 MiB matrices: under a second on a GPU, minutes on a CPU that poses as one."""
+    gpu_fill_share: float = 0.02
+    """Of a GPU's stated memory, filled with products that are kept and read back. Checking costs this machine about 25 ms a product of
+    64 MiB, 1 s for this share of an H200; jobs run beside it and need the rest. 0 fills nothing."""
+    gpu_read_seconds: float = 1.0
+    """Longest usual answer to a read of a few rows, the way there and back included. Who keeps nothing computes half of the chain for each:
+    raise the share so that this takes longer than a read may."""
     cpu_floor_mflops: int = 100
     gpu_floor_mflops: int = 500_000
     """Slowest rate taken, transfer and hashing included. 0.5 TFLOP/s is below any GPU of the last ten years and above most CPUs."""

@@ -76,6 +76,7 @@ client_channels = Table(
     Column("closing", BigInteger, nullable=False),
     Column("closed", Boolean, nullable=False),
     Column("close_signed", Boolean, nullable=False),
+    Column("ladder", LargeBinary, nullable=False),
 )
 
 spokes = Table(

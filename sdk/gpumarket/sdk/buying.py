@@ -20,6 +20,7 @@ from gpumarket.sdk.ordering import Ask, place, plan_of
 from gpumarket.sdk.results import RejectedResult, Verdict, VerdictState
 from gpumarket.sdk.running import JobRun
 from gpumarket.sdk.session import Progress
+from gpumarket.telemetry.spans import Span
 from gpumarket.v1 import market_pb2 as mpb
 
 
@@ -44,13 +45,20 @@ class Purchase:
     spent_on_checks: int = 0
     rejected: list[RejectedResult] = field(default_factory=list)
 
+    @property
+    def spent(self) -> Money:
+        """What the purchase cost besides the job that counts: checks, and what stays paid of rejected jobs."""
+        return Money(self.spent_on_checks + sum(r.cost for r in self.rejected))
+
     async def items(self) -> AsyncGenerator[tuple[bytes, ...], None]:
         """Output of the first run as it comes; when that is rejected, nothing more: `outcome` names the job that replaced it."""
-        run = await self._start(self.ask)
-        async with aclosing(run.items()) as output:
-            async for items in output:
-                yield items
-        await self._conclude(run)
+        with self._traced("client.job") as span:
+            run = await self._start(self.ask)
+            async with aclosing(run.items()) as output:
+                async for items in output:
+                    yield items
+            await self._conclude(run)
+            span.note(verdict=self._verdict_word)
 
     async def finish(self) -> Bought:
         """Run to the end."""
@@ -62,10 +70,13 @@ class Purchase:
 
     async def follow(self, run: JobRun) -> AsyncGenerator[tuple[bytes, ...], None]:
         """As `items`, for a job that was read back from the journal."""
-        async with aclosing(run.items()) as output:
-            async for items in output:
-                yield items
-        await self._conclude(run)
+        with self._traced("client.resume") as span:
+            run.traceparent = span.context
+            async with aclosing(run.items()) as output:
+                async for items in output:
+                    yield items
+            await self._conclude(run)
+            span.note(verdict=self._verdict_word)
 
     async def conclude_delivered(self, job: Hash, explanation: mpb.Explanation | None = None) -> Bought:
         """Verdict for a job that is delivered; reruns as long as results are rejected."""
@@ -80,6 +91,16 @@ class Purchase:
         self.outcome = Bought(job, verdict, Money(self.spent_on_checks), tuple(self.rejected), explanation)
         return self.outcome
 
+    def _traced(self, name: str) -> Span:
+        """The span that everything of this purchase belongs to."""
+        span = self.desk.tracing.span(name, task=self.ask.task.name.lower())
+        self.ask = replace(self.ask, traceparent=span.context)
+        return span
+
+    @property
+    def _verdict_word(self) -> str:
+        return "" if self.outcome is None else self.outcome.verdict.state.value
+
     async def _conclude(self, run: JobRun) -> None:
         if run.will_check:
             await self.conclude_delivered(run.job.job, run.explanation)
@@ -92,12 +113,12 @@ class Purchase:
         job, channel = await place(self.desk, ask)
         plan = plan_of(job.spec, job.request, self.desk.settings.attempts_max)
         run = JobRun(self.desk, job, channel, Progress(plan), probability=self.desk.settings.check_probability)
-        run.explain = ask.explain
+        run.explain, run.traceparent = ask.explain, ask.traceparent
         return run
 
     async def _verdict(self, job: Hash) -> Verdict:
         billed = self.desk.journal.read(lambda c: _billed(c, job))
-        left = None if self.ask.max_cost is None else Money(max(0, self.ask.max_cost - billed - self.spent_on_checks))
+        left = None if self.ask.max_cost is None else Money(max(0, self.ask.max_cost - billed - self.spent))
         distrusted = [r.provider for r in self.rejected]  # whoever was just outvoted is no help as a checker
         verdict = await Checker(self.desk, self.ask, job, left, asked=distrusted).conclude()
         self.spent_on_checks += verdict.cost
@@ -105,8 +126,8 @@ class Purchase:
 
     async def _rerun(self, job: Hash, verdict: Verdict) -> JobRun:
         """The same job elsewhere, with what is left of max_cost. Raises ResultRejected when that cannot be."""
-        provider = self.desk.journal.read(lambda c: store.load_attempts(c, job))[-1].lease.provider
-        self.rejected.append(RejectedResult(job, provider, verdict.reason))
+        self.rejected.append(self.desk.journal.read(lambda c: rejected_result(c, job)))
+        provider = self.rejected[-1].provider
         told = f"the result of {hex0x(provider)} was rejected and is not paid: {verdict.reason}"
         if len(self.rejected) > self.desk.settings.reruns_max:
             raise ResultRejected(
@@ -116,14 +137,21 @@ class Purchase:
         constraints = type(ask.constraints)()
         constraints.CopyFrom(ask.constraints)
         constraints.exclude_providers.extend(r.provider for r in self.rejected)
-        left = None if ask.max_cost is None else Money(max(0, ask.max_cost - self.spent_on_checks))
+        left = None if ask.max_cost is None else Money(max(0, ask.max_cost - self.spent))
         try:
             return await self._start(replace(ask, constraints=constraints, max_cost=left, purpose="rerun", parent=job))
         except (MatchError, FundsError) as error:
-            spent = format_money(Money(self.spent_on_checks))
             raise ResultRejected(
-                f"{told}; it was not run again: {error.message} ({spent} went to checks)", hint=error.hint or "raise max_cost"
+                f"{told}; it was not run again: {error.message} ({format_money(self.spent)} went to checks and lost attempts)",
+                hint=error.hint or "raise max_cost",
             ) from error
+
+
+def rejected_result(connection: Connection, job: Hash) -> RejectedResult:
+    """A rejected job as its buyer is told of it, from the journal."""
+    stored, attempts = store.load_job(connection, job), store.load_attempts(connection, job)
+    assert stored is not None and attempts, "only what was delivered is rejected"
+    return RejectedResult(job, attempts[-1].lease.provider, str(stored.verdict_facts.get("reason", "")), stored.billed)
 
 
 def _billed(connection: Connection, job: Hash) -> Money:

@@ -42,6 +42,8 @@ class ChannelEntry(Protocol):
     @property
     def payee(self) -> Address: ...
     @property
+    def signer(self) -> Address: ...
+    @property
     def deposit(self) -> int: ...
     @property
     def claimed(self) -> int: ...
@@ -71,7 +73,7 @@ class ChainPort(Protocol):
         """Follow to the newest confirmed block now. Raises ChainError."""
 
     async def balance(self) -> Money:
-        """Tokens in the client's wallet."""
+        """Tokens of whoever pays: the client's wallet, or its owner's."""
 
     async def faucet(self) -> None:
         """Take test tokens."""

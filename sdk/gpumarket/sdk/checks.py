@@ -17,7 +17,9 @@ from gpumarket.core.errors import FundsError, JobFailed, MatchError, NetworkErro
 from gpumarket.core.terms import Task
 from gpumarket.core.units import Address, Hash, Money, hex0x
 from gpumarket.sdk import reports
-from gpumarket.sdk.desk import Desk, log
+from gpumarket.sdk.desk import Desk
+from gpumarket.sdk.hub import Hub
+from gpumarket.sdk.logs import log
 from gpumarket.sdk.offers import checkers
 from gpumarket.sdk.openings import Delivered, delivered
 from gpumarket.sdk.ordering import Ask, place, plan_of
@@ -64,7 +66,7 @@ class Checker:
             panel = replace(panel, answers=(*panel.answers, rules.open_evidence(self.desk.domain, answer.opening)))
         verdict, rests_on = self._verdict(panel)
         checks = [self.answers[i] for i in rests_on]
-        await reports.conclude(self.desk, subject, verdict, checks, panel.drawn)
+        await reports.conclude(self.desk, subject, verdict, checks, panel.drawn, self.ask.traceparent)
         self._pool(panel, verdict)
         for index, answer in enumerate(self.answers):
             await self._conclude_answer(panel, subject, index, answer)
@@ -102,31 +104,37 @@ class Checker:
         """A checker's job is held until its numbers are judged, too."""
         witnesses = panel.witnesses_against(index)
         if not witnesses:
-            await reports.conclude(self.desk, answer, Verdict(VerdictState.ACCEPTED, "not contradicted by two others"), [], ())
+            await reports.conclude(
+                self.desk, answer, Verdict(VerdictState.ACCEPTED, "not contradicted by two others"), [], (), self.ask.traceparent
+            )
             return
         by_lease = {d.opening.lease.signature: d for d in (subject, *self.answers)}
         found = [d for d in by_lease.values() if rules.open_evidence(self.desk.domain, d.opening) in witnesses]
         verdict = Verdict(VerdictState.REJECTED, "its numbers are contradicted by two others that agree")
-        await reports.conclude(self.desk, answer, verdict, found, panel.drawn)
+        await reports.conclude(self.desk, answer, verdict, found, panel.drawn, self.ask.traceparent)
 
     # --- buying a check ----------------------------------------------------------------------------------------------------
 
     async def _ask_somebody(self, subject: Delivered, request: pb.CheckRequest) -> Delivered | None:
         """Numbers of a freshly drawn checker; None when nobody is left or the budget is used up."""
+        hub = self.desk.schedulers.line(Address(subject.opening.lease.lease.scheduler))
         for _ in range(CHECKER_TRIES):
             try:
-                found = await checkers(self.desk, self.ask.model, subject.opening.lease.lease.profile)
+                found = await checkers(self.desk, hub, self.ask.model, subject.opening.lease.lease.profile)
             except NetworkError as error:
                 self.notes.append(f"the book could not be read: {error.message}")
                 return None
-            taken = {self.desk.owner_of(p) for p in (subject.provider, *(a.provider for a in self.answers))} | {self.desk.signer.address}
+            taken = {self.desk.owner_of(p) for p in (subject.provider, *(a.provider for a in self.answers))} | {
+                self.desk.signer.address,
+                self.desk.account.payer,
+            }
             left = [c for c in found if c.address not in self.asked]
             chosen = rules.draw_checker(left, taken, self.desk.random)
             if chosen is None:
                 return None
             self.asked.append(chosen)
             try:
-                return await self._buy(chosen, request, taken)
+                return await self._buy(hub, chosen, request, taken)
             except FundsError as error:
                 self.notes.append(f"no check was bought: {error.message}")
                 return None
@@ -134,7 +142,7 @@ class Checker:
                 self.notes.append(f"checker {hex0x(chosen)} gave no answer: {error.message}")
         return None
 
-    async def _buy(self, checker: Address, request: pb.CheckRequest, owners: set[Address]) -> Delivered:
+    async def _buy(self, hub: Hub, checker: Address, request: pb.CheckRequest, owners: set[Address]) -> Delivered:
         units = _units(request)
         ask = Ask(
             alias=self.ask.alias,
@@ -148,9 +156,12 @@ class Checker:
             constraints=pb.Constraints(require_provider=checker, exclude_owners=sorted(owners)),
             purpose="check",
             parent=self.job,
+            traceparent=self.ask.traceparent,
+            scheduler=hub.address,  # which judges both
         )
         job, channel = await place(self.desk, ask)
         run = JobRun(self.desk, job, channel, Progress(plan_of(job.spec, job.request, attempts_max=1)), probability=1.0)
+        run.traceparent = ask.traceparent
         try:
             async with aclosing(run.items()) as output:
                 async for _ in output:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from gpumarket.core.errors import GpumarketError, Unreachable
 from gpumarket.core.units import Address, hex0x
 from gpumarket.sdk.chain_port import SCHEDULER, ChainPort, NodeEntry
-from gpumarket.sdk.desk import log
 from gpumarket.sdk.hub import Hub, Place
+from gpumarket.sdk.logs import log
 
 ASKED_MAX = 8
 """Schedulers whose terms are read, by stake: enough to find a low fee, few enough to answer in a moment."""
@@ -29,20 +29,22 @@ async def locate(chain: ChainPort, address: Address) -> Place:
     return Place(node.endpoint, node.tls_key_hash)
 
 
-async def choose(chain: ChainPort, named: Address | None, hub_to: Callable[[Address, float], Hub]) -> Address:
-    """The scheduler's address. `hub_to(address, patience)` opens a line. Raises Unreachable when there is none."""
-    if named is not None:
-        return named
-    nodes = [n for n in chain.nodes.values() if n.roles & SCHEDULER and n.stake and n.endpoint]
+async def choose(chain: ChainPort, hub_to: Callable[[Address, float], Hub], silent: Collection[Address] = ()) -> Address:
+    """The scheduler's address. `hub_to(address, patience)` opens a line. A lone one is taken unasked, but for in the place of `silent`
+    ones. Raises Unreachable when there is none."""
+    nodes = [n for n in chain.nodes.values() if n.roles & SCHEDULER and n.stake and n.endpoint and n.operator not in silent]
     if not nodes:
-        raise Unreachable("no scheduler is registered on this chain", hint="gpumarket testnet up, or gpumarket scheduler start")
+        others = "no other scheduler" if silent else "no scheduler"
+        raise Unreachable(f"{others} is registered on this chain", hint="gpumarket testnet up, or gpumarket scheduler start")
     nodes.sort(key=lambda n: (-n.stake, n.operator))
-    if len(nodes) == 1:
+    if len(nodes) == 1 and not silent:
         return nodes[0].operator
     fees = await asyncio.gather(*(_fee(hub_to, node) for node in nodes[:ASKED_MAX]))
     known = [(fee, -node.stake, node.operator) for fee, node in zip(fees, nodes[:ASKED_MAX], strict=True) if fee is not None]
     if not known:
-        raise Unreachable(f"none of {len(nodes)} registered schedulers answers", hint="try again; they may be restarting")
+        raise Unreachable(
+            f"none of {len(nodes)} {'other ' if silent else ''}registered schedulers answers", hint="try again; they may be restarting"
+        )
     return min(known)[2]
 
 

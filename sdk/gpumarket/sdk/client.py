@@ -16,32 +16,27 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, TypedDict, Unpack, overload
 
-from gpumarket.core.daemon import StateFolder
-from gpumarket.core.errors import ConfigError
+from gpumarket.core.errors import ConfigError, Unreachable
 from gpumarket.core.ports import Clock, Random, SystemClock, SystemRandom
 from gpumarket.core.settings import ChainSettings, load
 from gpumarket.core.signing import LocalKey
 from gpumarket.core.terms import Task
 from gpumarket.core.units import Address, Hash, Money, parse_hash, parse_money
-from gpumarket.sdk import choosing, jobs, money, offers, ordering, outcomes, reports, resuming, store
-from gpumarket.sdk.account import Account
+from gpumarket.sdk import disputes, jobs, money, offers, ordering, outcomes, receipt_files, resuming, store
 from gpumarket.sdk.buying import Bought, Purchase
 from gpumarket.sdk.chain_port import ChainPort
 from gpumarket.sdk.constraints import Constraints
-from gpumarket.sdk.desk import Desk, log_to_stderr
-from gpumarket.sdk.hub import Hub
+from gpumarket.sdk.desk import Desk
+from gpumarket.sdk.dispute_view import DisputeView
 from gpumarket.sdk.lock import LockedModel, find, read_lock
 from gpumarket.sdk.model_files import LoadedModel
 from gpumarket.sdk.models import Models
-from gpumarket.sdk.peers import Peers
-from gpumarket.sdk.pool import Pool, observations
+from gpumarket.sdk.opening import open_desk
 from gpumarket.sdk.requests import Body, Sampling, chat_body, completion_body, embed_body, warnings_to_json
 from gpumarket.sdk.results import AccountView, ChatResult, EmbedResult, JobResult, JobSummary, OfferView, Quote
 from gpumarket.sdk.settings import ClientSettings
 from gpumarket.sdk.streaming import ChatStream
-from gpumarket.sdk.tables import METADATA
 from gpumarket.sdk.tokens import TextCodec
-from gpumarket.settlement.journal import Journal
 from gpumarket.settlement.verification import profile_for
 from gpumarket.v1 import market_pb2 as mpb
 
@@ -81,11 +76,14 @@ class Client:
         *,
         password: str | None = None,
         key: LocalKey | None = None,
+        owner_key: LocalKey | None = None,
         chain: ChainPort | None = None,
         clock: Clock | None = None,
         random: Random | None = None,
     ) -> None:
-        """`key` replaces the key file and its password; `chain` a chain connection of the client's own."""
+        """`key` replaces the key file and its password; `owner_key` is for deposits and closes where the settings name an owner; `chain`
+        replaces a chain connection of the client's own."""
+        self._owner_key = owner_key
         self.settings = settings or ClientSettings()
         self._chain_settings = chain_settings or ChainSettings()
         self._password, self._key, self._chain = password, key, chain
@@ -102,7 +100,16 @@ class Client:
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
-            self._desk = await self._open(stack)
+            self._desk = await open_desk(
+                stack,
+                self.settings,
+                self._chain_settings,
+                self._key or _unlocked(self.settings, self._password),
+                self._clock,
+                self._random,
+                owner_key=self._owner_key,
+                chain=self._chain,
+            )
             self._models = Models(self._desk)
             self._stack = stack.pop_all()
         return self
@@ -168,14 +175,15 @@ class Client:
         self, model: str, inputs: str | Sequence[str], *, max_tokens: int = 256, constraints: Constraints = _NO_CONSTRAINTS
     ) -> Quote:
         """What `embed` of these texts, or `chat` with this prompt, would cost at most now. Nothing is reserved or stored."""
-        return await ordering.quote(self.desk, await self._preview(model, inputs, max_tokens, constraints))
+        ask = await self._preview(model, inputs, max_tokens, constraints)
+        return await self.desk.schedulers.ask(lambda hub: ordering.quote(self.desk, hub, ask))
 
     async def explain(
         self, model: str, inputs: str | Sequence[str], *, max_tokens: int = 256, constraints: Constraints = _NO_CONSTRAINTS
     ) -> mpb.Explanation:
-        """Why such a job would go where it goes: every candidate's score, every rejected provider's filter and numbers."""
+        """Why such a job would go where it goes: the drawn candidates' scores, how many each filter removed, some of them with numbers."""
         ask = await self._preview(model, inputs, max_tokens, constraints)
-        return await self.desk.hub.explain(ordering.explained_order(self.desk, ask))
+        return await self.desk.schedulers.ask(lambda hub: hub.explain(ordering.explained_order(self.desk, hub, ask)))
 
     # --- jobs --------------------------------------------------------------------------------------------------------------
 
@@ -190,21 +198,43 @@ class Client:
         return outcomes.build(self.desk, bought, await self._codec(bought))
 
     async def resume_all(self) -> list[JobResult | Exception]:
-        """Resume every interrupted job; a job that ends without a result is in the list as its error."""
+        """Resume every interrupted job; a job that ends without a result is in the list as its error, and so is one whose scheduler, not
+        the one that orders go to now, does not answer: it stays to be resumed."""
         found: list[JobResult | Exception] = []
+        silent: dict[Address, Unreachable] = {}
         for key in self.desk.journal.read(lambda c: store.job_keys(c, (*store.RUNNING, "delivered"), ("user", "rerun"))):
+            scheduler = self.desk.journal.read(partial(store.scheduler_of, job=key))
             try:
+                if scheduler in silent:
+                    raise silent[scheduler]
                 found.append(await self.resume(key))
             except jobs.ENDED as error:
                 found.append(error)
+            except Unreachable as error:
+                if scheduler == self.desk.hub.address:
+                    raise
+                silent[scheduler] = error
+                found.append(error)
         return found
+
+    def save_receipt(self, job: Hash | str, path: Path, *, content: bool = False) -> None:
+        """Write a job's signed statements to a new file (0600), for `gpumarket receipt verify`. With `content` also request and output."""
+        receipt_files.save(self.desk.journal, self.desk.domain, job, path, content=content)
+
+    async def dispute(self, job: Hash | str, *, wait: bool = True, on_change: Callable[[DisputeView], None] | None = None) -> DisputeView:
+        """Take the provider of a rejected result before a panel, or go on with that; `wait`: to its end, else till all five are served."""
+        return await disputes.pursue(self.desk, parse_hash(job) if isinstance(job, str) else job, wait=wait, on_change=on_change)
+
+    async def disputes(self) -> list[DisputeView]:
+        """Disputes of this journal as the chain has them now, newest first."""
+        return await disputes.views(self.desk)
 
     # --- market and models -------------------------------------------------------------------------------------------------
 
     async def offers(self, model: str | Hash | None = None) -> list[OfferView]:
         """What is on sale: of one model (alias or digest), or everything the scheduler knows."""
         digest = find(self.settings.lock_file, model).digest if isinstance(model, str) else model
-        return await offers.views(self.desk, digest)
+        return await self.desk.schedulers.ask(lambda hub: offers.views(self.desk, hub, digest))
 
     def models(self) -> list[LockedModel]:
         """Entries of the lock file, by name."""
@@ -251,65 +281,6 @@ class Client:
         if self._models is None:
             raise ConfigError("this client is not open", hint="use it as: async with Client.from_env() as market")
         return self._models
-
-    async def _open(self, stack: AsyncExitStack) -> Desk:
-        settings = self.settings
-        log_to_stderr()
-        state = stack.enter_context(StateFolder(settings.state))
-        key = self._key or self._unlock()
-        journal = Journal(f"sqlite:///{(state / 'journal.db').resolve()}", METADATA)
-        journal.open()
-        stack.push_async_callback(journal.close)
-        chain = self._chain or await self._connect(key, journal)
-        stack.push_async_callback(chain.close)
-
-        def hub_to(address: Address, patience: float) -> Hub:
-            where = partial(choosing.locate, chain, address)
-            domain, clock = chain.market_domain, self._clock
-            return Hub(address, where, key, domain, chain.chain_id, clock, self._random, patience, settings.busy_seconds)
-
-        scheduler = await choosing.choose(chain, settings.scheduler_address, hub_to)
-        hub, peers = hub_to(scheduler, settings.patience_seconds), Peers()
-        stack.push_async_callback(hub.close)
-        stack.push_async_callback(peers.close)
-        account = Account(journal, chain, key, settings, self._clock, self._random)
-        pool = Pool.of(journal.read(observations))
-        desk = Desk(settings, key, chain, journal, account, hub, peers, self._clock, self._random, pool)
-        stack.push_async_callback(desk.settle)
-        await self._tidy(desk)
-        return desk
-
-    async def _tidy(self, desk: Desk) -> None:
-        """What an earlier process left: old outputs to erase, checks to close, reports to send."""
-        before = self._clock.now() - self.settings.keep_output_days * store.DAY_SECONDS
-        await desk.journal.transact(lambda c: store.prune(c, before))
-        orphans = desk.journal.read(resuming.orphaned_checks)
-        if orphans:
-            desk.later(resuming.close_checks(desk, orphans))
-        if desk.journal.read(store.waiting_reports):
-            desk.later(reports.send_all(desk))
-
-    def _unlock(self) -> LocalKey:
-        from gpumarket.core import keystore
-
-        if self._password is not None:
-            password = self._password
-        elif self.settings.password_file is not None:
-            password = keystore.read_password(self.settings.password_file)
-        else:
-            raise ConfigError(
-                f"the key {self.settings.key_file} needs a password",
-                hint="set GPUMARKET_CLIENT_PASSWORD_FILE, or pass password= from a prompt",
-            )
-        return keystore.load(self.settings.key_file, password)
-
-    async def _connect(self, key: LocalKey, journal: Journal) -> ChainPort:
-        from gpumarket.core.keystore import refuse_test_key
-        from gpumarket.sdk.chain_link import ChainLink
-
-        link = await ChainLink.open(self._chain_settings, key, journal)
-        refuse_test_key(key.address, link.chain_id)
-        return link
 
     def _ask(self, loaded: LoadedModel, body: Body, max_cost: Amount, constraints: Constraints, explain: bool) -> ordering.Ask:
         entry = loaded.entry
@@ -378,6 +349,12 @@ class Client:
         if stored is None or stored.task is not Task.GENERATE:
             return None
         return (await self._models_.files(stored.spec.model)).codec
+
+
+def _unlocked(settings: ClientSettings, password: str | None) -> LocalKey:
+    from gpumarket.core import keystore
+
+    return keystore.unlock(settings.key_file, settings.password_file, password)
 
 
 def _conversation(prompt: str | None, messages: Messages | None) -> Messages:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from gpumarket.core.errors import ConfigError
 from gpumarket.core.units import PER_MILLION, Address, money_bytes, parse_money
+from gpumarket.settlement.demands import SANDBOX_TIERS
 from gpumarket.v1 import terms_pb2 as pb
 
 GIB = 1 << 30
@@ -35,6 +36,8 @@ class Constraints:
             raise ConfigError(f"min_reputation is {self.min_reputation}; it must lie between 0 and 1")
         if self.min_vram_gib < 0:
             raise ConfigError(f"min_vram_gib is {self.min_vram_gib}; it must not be negative")
+        if self.min_sandbox not in SANDBOX_TIERS:
+            raise ConfigError(f"min_sandbox is {self.min_sandbox!r}", hint=f"one of {', '.join(filter(None, SANDBOX_TIERS))}")
         return pb.Constraints(
             gpu_class=self.gpu_class,
             min_vram_bytes=round(self.min_vram_gib * GIB),

@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import logging
-import sys
 from collections.abc import Coroutine
 from dataclasses import dataclass, field
 from typing import Any
-
-import structlog
 
 from gpumarket.core.errors import ProtocolError
 from gpumarket.core.ports import Clock, Random
@@ -19,42 +15,41 @@ from gpumarket.sdk.account import Account
 from gpumarket.sdk.chain_port import PROVIDER, ChainPort
 from gpumarket.sdk.hub import Hub
 from gpumarket.sdk.lease_rules import Registered
+from gpumarket.sdk.logs import log
 from gpumarket.sdk.peers import Peers
 from gpumarket.sdk.pool import Pool
+from gpumarket.sdk.schedulers import Schedulers
 from gpumarket.sdk.settings import ClientSettings
 from gpumarket.settlement.journal import Journal
-
-log = structlog.get_logger()
-
-
-def log_to_stderr() -> None:
-    """Warnings to stderr, where the program has not said otherwise: a library must not write between its user's output."""
-    if not structlog.is_configured():
-        structlog.configure(
-            wrapper_class=structlog.make_filtering_bound_logger(logging.WARNING), logger_factory=structlog.PrintLoggerFactory(sys.stderr)
-        )
+from gpumarket.telemetry.spans import OFF, Tracing
 
 
 @dataclass(slots=True)
 class Desk:
-    """The client's parts: wallet, chain, journal, account, the line to the scheduler and those to providers."""
+    """The client's parts: wallet, chain, journal, account, the lines to schedulers and to providers."""
 
     settings: ClientSettings
     signer: Signer
     chain: ChainPort
     journal: Journal
     account: Account
-    hub: Hub
+    schedulers: Schedulers
     peers: Peers
     clock: Clock
     random: Random
     pool: Pool = field(default_factory=Pool)
+    tracing: Tracing = OFF
     farewells: set[asyncio.Task[None]] = field(default_factory=set)
 
     @property
     def domain(self) -> Domain:
         """Domain of everything but vouchers."""
         return self.chain.market_domain
+
+    @property
+    def hub(self) -> Hub:
+        """The line to the scheduler that new orders go to; what is ordered already has its own."""
+        return self.schedulers.hub
 
     async def registered(self, provider: Address) -> Registered | None:
         """What the registry says of a provider; looked up again once, since our view lags by the confirmations."""

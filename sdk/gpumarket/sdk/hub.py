@@ -17,17 +17,21 @@ from google.protobuf.message import Message
 
 from gpumarket.core.codec import signed_call
 from gpumarket.core.errors import Busy, GpumarketError, MatchError, NoProvider, ProtocolError, Unreachable, WrongChain
+from gpumarket.core.hostile_text import one_line
 from gpumarket.core.ports import Clock, Random
-from gpumarket.core.rpc import CALL_SECONDS, from_rpc, open_channel, rebuild
+from gpumarket.core.rpc import CALL_SECONDS, FILTERS_MAX, from_rpc, hangup_is_unreachable, open_channel, rebuild
 from gpumarket.core.signing import Domain, Signer
 from gpumarket.core.units import Address, Hash, hex0x
 from gpumarket.sdk.match_stream import MatchStream
+from gpumarket.telemetry.trace_context import to_metadata
 from gpumarket.v1 import market_pb2 as mpb
 from gpumarket.v1 import market_pb2_grpc as mgrpc
 from gpumarket.v1 import terms_pb2 as pb
 
 T = TypeVar("T")
 BACKOFF_FIRST_SECONDS, BACKOFF_MAX_SECONDS = 0.1, 2.0
+BUSY_PAUSE_SECONDS_MAX = 0.5
+"""Between two looks for a free place: one comes free at any moment, and an order that looks seldom is overtaken by every later one."""
 CAPACITY = "capacity"
 """The scheduler's filter that removes whoever would do but has no place free now."""
 OFFERS_MAX = 10_000
@@ -81,35 +85,39 @@ class Hub:
             self._info = info
         return self._info
 
-    async def match(self, request: mpb.MatchRequest) -> mpb.MatchReply:
-        """An order or a quote, asked again while everybody who fits is busy. Raises NoProvider, Busy or the scheduler's refusal."""
-        give_up_at = self._clock.monotonic() + self._busy_seconds
-        pause = BACKOFF_FIRST_SECONDS
-        while True:
-            try:
-                return accepted(await self._again(lambda: self._match_once(request)))
-            except Busy:
-                if self._clock.monotonic() + pause > give_up_at:
-                    raise
-            await asyncio.sleep(pause)
-            pause = min(2 * pause, BACKOFF_MAX_SECONDS)
+    async def match(self, request: mpb.MatchRequest, busy_seconds: float | None = None) -> mpb.MatchReply:
+        """An order or a quote, asked again while everybody who fits is busy (None: for as long as the settings say).
+
+        Raises NoProvider, Busy or the scheduler's refusal.
+        """
+
+        async def once() -> mpb.MatchReply:
+            return accepted(await self._match_once(request))
+
+        return await self._unless_busy(lambda: self._again(once), busy_seconds)
 
     async def explain(self, order: pb.JobOrder) -> mpb.Explanation:
         """Why this order would go where it goes."""
         return await self.patiently(lambda stub: stub.Explain(order, timeout=CALL_SECONDS))
 
-    async def retry(self, request: mpb.RetryRequest) -> mpb.Granted:
+    async def retry(self, request: mpb.RetryRequest, traceparent: str = "") -> mpb.Granted:
         """The next attempt. Raises NoProvider or the scheduler's refusal."""
         call = self._signing("Market/Retry", request)
-        reply = accepted(await self.patiently(lambda stub: stub.Retry(call(), timeout=CALL_SECONDS)))
+        metadata = to_metadata(traceparent)
+
+        async def once(stub: mgrpc.MarketAsyncStub) -> mpb.MatchReply:
+            return accepted(await stub.Retry(call(), timeout=CALL_SECONDS, metadata=metadata))
+
+        reply = await self.patiently(once)
         if not reply.HasField("granted"):
             raise ProtocolError("the scheduler answered a retry without a lease")
         return reply.granted
 
-    async def report(self, request: mpb.ReportRequest) -> mpb.JobStatus:
-        """The verdict on a result."""
+    async def report(self, request: mpb.ReportRequest, traceparent: str = "") -> mpb.JobStatus:
+        """The verdict on a result. Raises Busy while the scheduler judges others' for long: send it later."""
         call = self._signing("Market/Report", request)
-        return await self.patiently(lambda stub: stub.Report(call(), timeout=CALL_SECONDS))
+        metadata = to_metadata(traceparent)
+        return await self._unless_busy(lambda: self.patiently(lambda stub: stub.Report(call(), timeout=CALL_SECONDS, metadata=metadata)))
 
     async def account(self, channel: Hash) -> mpb.Account:
         """What it says of our channel."""
@@ -160,13 +168,27 @@ class Hub:
 
     # --- the line ----------------------------------------------------------------------------------------------------------
 
+    async def _unless_busy(self, once: Callable[[], Awaitable[T]], busy_seconds: float | None = None) -> T:
+        """Again while the other side says busy, for a bounded time. Raises Busy after it."""
+        give_up_at = self._clock.monotonic() + (self._busy_seconds if busy_seconds is None else busy_seconds)
+        pause = BACKOFF_FIRST_SECONDS
+        while True:
+            try:
+                return await once()
+            except Busy:
+                if self._clock.monotonic() + pause > give_up_at:
+                    raise
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, BUSY_PAUSE_SECONDS_MAX)
+
     async def _again(self, once: Callable[[], Awaitable[T]]) -> T:
         give_up_at = self._clock.monotonic() + self._patience
         pause = BACKOFF_FIRST_SECONDS
         while True:
             line = self._channel
             try:
-                return await once()
+                with hangup_is_unreachable(f"scheduler {hex0x(self.address)}"):  # by another caller's `_drop`
+                    return await once()
             except Unreachable:
                 if self._clock.monotonic() + pause > give_up_at:
                     raise
@@ -226,8 +248,9 @@ def accepted(reply: mpb.MatchReply) -> mpb.MatchReply:
 
 def no_match(found: mpb.NoMatch) -> MatchError:
     """The refusal with its numbers: which filter removed how many. Busy when somebody fits and merely has no place free."""
-    removed = {count.filter: count.removed for count in found.removed}
-    parts = [f"{count.filter} removed {count.removed}" + (f" ({count.example})" if count.example else "") for count in found.removed]
+    counts = [(one_line(c.filter, most=50), c.removed, one_line(c.example, most=200)) for c in found.removed[:FILTERS_MAX]]
+    parts = [f"{name} removed {number}" + (f" ({example})" if example else "") for name, number, example in counts]
+    removed = {name: number for name, number, _ in counts}
     if not found.considered:
         return NoProvider("no provider is known to the scheduler", hint="gpumarket market ls")
     told = "; ".join(parts) or "no reason given"

@@ -18,6 +18,7 @@ from gpumarket.core.rpc import from_rpc
 from gpumarket.core.signing import Domain
 from gpumarket.core.terms import Receipt, token_item
 from gpumarket.core.units import Address, Hash, hex0x
+from gpumarket.telemetry.trace_context import to_metadata
 from gpumarket.v1 import provider_pb2 as ppb
 from gpumarket.v1 import provider_pb2_grpc as pgrpc
 from gpumarket.v1 import terms_pb2 as pb
@@ -38,10 +39,10 @@ class Lost(Exception):
 class InferStream:
     """An attempt under way with one provider."""
 
-    def __init__(self, channel: grpc.aio.Channel, provider: Address, deadline_seconds: float) -> None:
+    def __init__(self, channel: grpc.aio.Channel, provider: Address, deadline_seconds: float, traceparent: str = "") -> None:
         self._provider = provider
         stub: Any = pgrpc.ProviderStub(channel)
-        self._call: Any = stub.Infer(timeout=deadline_seconds)
+        self._call: Any = stub.Infer(timeout=deadline_seconds, metadata=to_metadata(traceparent))
         self._queue: asyncio.Queue[ppb.InferReply | Lost] = asyncio.Queue(QUEUE_MAX)
         self._reader = asyncio.create_task(self._read())
         self._started = False

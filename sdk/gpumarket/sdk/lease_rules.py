@@ -1,7 +1,8 @@
 """Whether a lease is what was ordered: every field against the order, the offer's own signature and the registry. Pure.
 
 A scheduler is a stranger. What it may choose is the provider, within the order's constraints and the provider's own signed prices; all
-else is refused here, by name, before a byte of the request leaves the client.
+else is refused here, by name, before a byte of the request leaves the client. One constraint it is believed on: the least reputation,
+which is its own opinion, and which nobody else signs.
 """
 
 from __future__ import annotations
@@ -13,13 +14,14 @@ from typing import TYPE_CHECKING
 from gpumarket.core.errors import ProtocolError
 from gpumarket.core.terms import JobSpec, Lease
 from gpumarket.core.units import Address, Hash, Money, hex0x, money_from_bytes
+from gpumarket.settlement.demands import above_cap, unmet
 from gpumarket.settlement.pricing import client_amount
 
 if TYPE_CHECKING:
     from gpumarket.v1 import terms_pb2
 
 ISSUED_SKEW_SECONDS = 60
-"""How far a scheduler's clock may be ahead of ours."""
+"""How far a scheduler's clock may be off ours."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,6 +29,8 @@ class Expected:
     """What the client knows before the lease comes. `spent` is what ended attempts cost it; amounts include the fee."""
 
     spec: JobSpec
+    ordered_at: int
+    """Unix seconds; no lease of the order is older."""
     constraints: terms_pb2.Constraints
     attempt: int
     channel: Hash
@@ -87,8 +91,12 @@ def _times(lease: Lease, expected: Expected, _offer: object, _node: object, now:
         return f"deadline {lease.deadline} is after the order's {expected.spec.deadline}"
     if lease.deadline <= now:
         return f"deadline {lease.deadline} has passed"
+    if lease.issued_at > lease.deadline:  # no panel hears a dispute about it
+        return f"deadline {lease.deadline} is before it was issued, at {lease.issued_at}"
     if lease.issued_at > now + ISSUED_SKEW_SECONDS:
         return f"issued_at {lease.issued_at} lies {lease.issued_at - now} s in the future"
+    if lease.issued_at < expected.ordered_at - ISSUED_SKEW_SECONDS:  # the time to dispute its result counts from there
+        return f"issued_at {lease.issued_at} lies {expected.ordered_at - lease.issued_at} s before the order"
     return ""
 
 
@@ -127,7 +135,7 @@ def _provider(lease: Lease, expected: Expected, offer: terms_pb2.OfferBody, node
         return f"owner {hex0x(node.owner)} was excluded"
     if node.stake < money_from_bytes(constraints.min_stake):
         return f"stake {node.stake} is below the minimum ordered"
-    return ""
+    return unmet(constraints, offer) or above_cap(constraints, lease)
 
 
 _Check = Callable[[Lease, Expected, "terms_pb2.OfferBody", Registered | None, int], str]

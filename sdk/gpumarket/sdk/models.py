@@ -19,8 +19,9 @@ from gpumarket.core.rpc import CALL_SECONDS, from_rpc
 from gpumarket.core.terms import ManifestFile, ModelManifest, Task
 from gpumarket.core.units import Hash, hex0x
 from gpumarket.sdk import offers
-from gpumarket.sdk.desk import Desk, log
+from gpumarket.sdk.desk import Desk
 from gpumarket.sdk.lock import LockedModel, find, write_entry
+from gpumarket.sdk.logs import log
 from gpumarket.sdk.model_files import LoadedModel, ModelFiles
 from gpumarket.v1 import provider_pb2 as ppb
 from gpumarket.v1 import provider_pb2_grpc as pgrpc
@@ -102,7 +103,7 @@ class Models:
 
     async def _fetch(self, digest: Hash) -> ModelFiles:
         """From the first provider that has it and tells the truth. Raises UnknownModel with each provider's failure."""
-        sellers = await offers.views(self._desk, digest)
+        sellers = await self._desk.schedulers.ask(lambda hub: offers.views(self._desk, hub, digest))
         failures: list[str] = []
         for seller in sellers:
             try:

@@ -9,27 +9,30 @@ from gpumarket.core.codec import open_offer
 from gpumarket.core.errors import BadSignature, ProtocolError
 from gpumarket.core.units import Address, Hash, Money, money_from_bytes
 from gpumarket.sdk.chain_port import PROVIDER
-from gpumarket.sdk.desk import Desk, log
+from gpumarket.sdk.desk import Desk
+from gpumarket.sdk.hub import Hub
+from gpumarket.sdk.logs import log
 from gpumarket.sdk.results import OfferView
 from gpumarket.settlement.verification import Candidate
 from gpumarket.v1 import market_pb2 as mpb
 from gpumarket.v1 import terms_pb2 as pb
 
 
-async def views(desk: Desk, model: Hash | None) -> list[OfferView]:
-    """One entry for each model of each provider (of one model, or of all). Offers that do not verify or have expired are left out."""
+async def views(desk: Desk, hub: Hub, model: Hash | None) -> list[OfferView]:
+    """What one scheduler lists: one entry for each model of each provider (of one model, or of all). Offers that do not verify or have
+    expired are left out."""
     found: list[OfferView] = []
-    for event in await desk.hub.offers(model):
+    for event in await hub.offers(model):
         body = _opened(desk, event)
         if body is not None:
             found.extend(_views(desk, event, body, model))
     return found
 
 
-async def checkers(desk: Desk, model: Hash, profile: bytes) -> list[Candidate]:
+async def checkers(desk: Desk, hub: Hub, model: Hash, profile: bytes) -> list[Candidate]:
     """Who could recompute a result of this model: takes CHECK jobs under the same profile, registered and staked."""
     found: dict[Address, Candidate] = {}
-    for view in await views(desk, model):
+    for view in await views(desk, hub, model):
         node = desk.chain.nodes.get(view.provider)
         if node is None or not node.roles & PROVIDER or not node.stake:
             continue
@@ -75,4 +78,6 @@ def _views(desk: Desk, event: mpb.OfferEvent, body: pb.OfferBody, model: Hash | 
             output_price_per_mtok=output,
             profile=Hash(entry.profile),
             reputation_ppm=event.reputation_ppm,
+            capacity=body.capacity,
+            proven_mflops=event.proven_mflops,
         )

@@ -16,7 +16,7 @@ from gpumarket.v1 import terms_pb2 as pb
 
 @dataclass(frozen=True, slots=True)
 class Delivered:
-    """A delivered job as evidence: its opening, who did the deciding attempt, what it cost."""
+    """A delivered job as evidence: its opening, who did the deciding attempt, what that attempt cost (earlier ones are not judged)."""
 
     job: Hash
     attempt: int
@@ -45,7 +45,7 @@ def delivered(connection: Connection, job: Hash) -> Delivered:
         salt=stored.salt,
         output=store.load_output(connection, job),
     )
-    return Delivered(job, last.number, last.lease.provider, stored.billed, opening, seed_segments(attempts))
+    return Delivered(job, last.number, last.lease.provider, last.amount, opening, seed_segments(attempts))
 
 
 def seed_segments(attempts: list[store.StoredAttempt]) -> tuple[pb.SeedSegment, ...]:

@@ -16,9 +16,11 @@ from gpumarket.core.errors import ConfigError, OverMaxCost, ProtocolError
 from gpumarket.core.terms import JobSpec, Task, keccak256, request_hash
 from gpumarket.core.units import MONEY_MAX, Address, Hash, Money, format_money, money_from_bytes
 from gpumarket.sdk import store
-from gpumarket.sdk.account import PaidChannelState, Report
+from gpumarket.sdk.account import PaidChannelState
 from gpumarket.sdk.desk import Desk
+from gpumarket.sdk.hub import Hub
 from gpumarket.sdk.job_plan import JobPlan
+from gpumarket.sdk.reconciling import reconcile
 from gpumarket.sdk.results import Quote
 from gpumarket.v1 import market_pb2 as mpb
 from gpumarket.v1 import terms_pb2 as pb
@@ -44,14 +46,20 @@ class Ask:
     purpose: str = "user"
     parent: Hash | None = None
     explain: bool = False
+    traceparent: str = ""
+    """Context of the span that this belongs to; empty where nothing is traced."""
+    scheduler: Address | None = None
+    """Which one it must go through; None is the one that new orders go to."""
 
 
-async def quote(desk: Desk, ask: Ask) -> Quote:
-    """The price now. Raises NoProvider, and OverMaxCost when it is above the caller's limit."""
+async def quote(desk: Desk, hub: Hub, ask: Ask) -> Quote:
+    """The price now at one scheduler. Raises NoProvider, and OverMaxCost when it is above the caller's limit."""
     order = pb.JobOrder(
-        spec=to_proto(_spec(desk, ask, Hash(bytes(32)), Hash(bytes(32)), Money(MONEY_MAX)), pb.JobSpec()), constraints=_serialized(ask)
+        spec=to_proto(_spec(desk, hub.address, ask, Hash(bytes(32)), Hash(bytes(32)), Money(MONEY_MAX)), pb.JobSpec()),
+        constraints=_serialized(ask),
     )
-    reply = await desk.hub.match(mpb.MatchRequest(order=order, quote=True))
+    with desk.tracing.span("client.quote", parent=ask.traceparent, task=ask.task.name.lower()) as span:
+        reply = await hub.match(mpb.MatchRequest(order=order, quote=True, traceparent=span.context))
     if not reply.HasField("quote"):
         raise ProtocolError("the scheduler answered a quote with something else")
     found = reply.quote
@@ -78,18 +86,24 @@ async def quote(desk: Desk, ask: Ask) -> Quote:
 
 
 async def place(desk: Desk, ask: Ask) -> tuple[store.StoredJob, PaidChannelState]:
-    """Quote, then journal the order with the voucher that covers it. Raises OverMaxCost or OutOfFunds before anything is written."""
-    maximum = _maximum(desk, ask, await quote(desk, ask))
-    info = await desk.hub.info()
+    """Quote, then journal the order with the voucher that covers it; from then on it is its scheduler's. Where the one that new orders go
+    to does not answer, another one may take it. Raises OverMaxCost or OutOfFunds before anything is written."""
+
+    async def terms(hub: Hub) -> tuple[Hub, Quote, mpb.SchedulerInfo]:
+        return hub, await quote(desk, hub, ask), await hub.info()
+
+    schedulers = desk.schedulers
+    hub, price, info = await (schedulers.ask(terms) if ask.scheduler is None else terms(schedulers.line(ask.scheduler)))
+    maximum = _maximum(desk, ask, price)
     if desk.settings.job_seconds > info.max_job_seconds:
         raise ConfigError(
             f"job_seconds is {desk.settings.job_seconds}; the scheduler takes at most {info.max_job_seconds}",
             hint="lower GPUMARKET_CLIENT_JOB_SECONDS",
         )
-    channel = await desk.account.channel(desk.hub.address, info.channel_margin_seconds)
-    if not channel.reported and channel.voucher:
-        channel.report, channel.reported = Report.of(await desk.hub.account(channel.id)), True
-    job = _new_job(desk, ask, channel.id, maximum)
+    channel = await desk.account.channel(hub.address, info.channel_margin_seconds)
+    if not channel.reported:
+        await reconcile(desk, channel)
+    job = _new_job(desk, channel, ask, maximum)
 
     def record(connection: Connection) -> None:
         store.add_job(connection, job)
@@ -98,10 +112,10 @@ async def place(desk: Desk, ask: Ask) -> tuple[store.StoredJob, PaidChannelState
     return job, channel
 
 
-def explained_order(desk: Desk, ask: Ask) -> pb.JobOrder:
-    """The order as it would be placed, for `Explain`; signed, since the scheduler answers nobody about others' orders."""
-    spec = _spec(desk, ask, Hash(bytes(32)), Hash(bytes(32)), ask.max_cost or Money(MONEY_MAX))
-    return signed_order(desk.signer, desk.domain, spec, _serialized(ask))
+def explained_order(desk: Desk, hub: Hub, ask: Ask) -> pb.JobOrder:
+    """The order as it would be placed, for `Explain`. Unsigned: the question needs no signature, and nobody can place it as an order."""
+    spec = _spec(desk, hub.address, ask, Hash(bytes(32)), Hash(bytes(32)), ask.max_cost or Money(MONEY_MAX))
+    return pb.JobOrder(spec=to_proto(spec, pb.JobSpec()), constraints=_serialized(ask))
 
 
 def plan_of(spec: JobSpec, request: bytes, attempts_max: int) -> JobPlan:
@@ -129,16 +143,16 @@ def _maximum(desk: Desk, ask: Ask, price: Quote) -> Money:
     return Money(min(wanted, max(desk.settings.exposure_limit, price.maximum)))
 
 
-def _new_job(desk: Desk, ask: Ask, channel: Hash, maximum: Money) -> store.StoredJob:
+def _new_job(desk: Desk, channel: PaidChannelState, ask: Ask, maximum: Money) -> store.StoredJob:
     job_id, salt = Hash(desk.random.token(32)), Hash(desk.random.token(32))
-    spec = _spec(desk, ask, job_id, salt, maximum)
+    spec = _spec(desk, channel.scheduler, ask, job_id, salt, maximum)
     return store.StoredJob(
         job=spec.key,
         alias=ask.alias,
         purpose=ask.purpose,
         parent=ask.parent,
         state="ordered",
-        channel=channel,
+        channel=channel.id,
         order=signed_order(desk.signer, desk.domain, spec, _serialized(ask)),
         request=ask.request,
         salt=salt,
@@ -154,10 +168,10 @@ def _new_job(desk: Desk, ask: Ask, channel: Hash, maximum: Money) -> store.Store
     )
 
 
-def _spec(desk: Desk, ask: Ask, job_id: Hash, salt: Hash, maximum: Money) -> JobSpec:
+def _spec(desk: Desk, scheduler: Address, ask: Ask, job_id: Hash, salt: Hash, maximum: Money) -> JobSpec:
     return JobSpec(
         client=desk.signer.address,
-        scheduler=desk.hub.address,
+        scheduler=scheduler,
         job_id=job_id,
         task=ask.task,
         model=ask.model,

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from sqlalchemy import Connection
 
 from gpumarket.core.codec import from_proto
 from gpumarket.core.errors import JournalError
@@ -65,10 +67,7 @@ def plan_stop_tokens(request: bytes) -> tuple[int, ...]:
     return tuple(parse(pb.GenerateRequest, request).stop_tokens)
 
 
-def spent(desk: Desk, job: Hash) -> Money:
-    """What the checks of a job cost."""
-
-    def total(connection: Any) -> int:
-        return sum((found.billed for key in store.children(connection, job, "check") if (found := store.load_job(connection, key))), 0)
-
-    return Money(desk.journal.read(total))
+def spent_on_checks(connection: Connection, jobs: Iterable[Hash]) -> Money:
+    """What the checks of jobs cost."""
+    checks = [key for job in jobs for key in store.children(connection, job, "check")]
+    return Money(sum(found.billed for key in checks if (found := store.load_job(connection, key))))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gpumarket.core.terms import Lease, Receipt, Task
-from gpumarket.core.units import Address, Hash, Money, format_money
+from gpumarket.core.units import ZERO_ADDRESS, Address, Hash, Money, format_money
 
 if TYPE_CHECKING:
     from gpumarket.v1 import market_pb2, terms_pb2
@@ -97,11 +97,12 @@ class AttemptRecord:
 
 @dataclass(frozen=True, slots=True)
 class RejectedResult:
-    """A result that was checked, refused and not paid."""
+    """A result that was checked, refused and not paid. `cost` is what attempts that were lost before it had earned."""
 
     job: Hash
     provider: Address
     reason: str
+    cost: Money = NOTHING
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,8 +128,8 @@ class Quote:
 class JobOutcome:
     """What every result carries.
 
-    `cost` is what the job itself costs, `check_cost` what its checks cost on top; both together never pass max_cost. `receipt` is the
-    provider's verified statement, `signed_receipt` the same with its signature.
+    `cost` is what the job itself costs, `check_cost` what its checks and those of `rejected` cost on top; with what `rejected` cost this
+    is `total_cost`, which never passes max_cost. `receipt` is the provider's verified statement, `signed_receipt` the same, signed.
     """
 
     job: Hash
@@ -145,6 +146,11 @@ class JobOutcome:
     rejected: tuple[RejectedResult, ...] = ()
     warnings: Warnings = ()
     explanation: market_pb2.Explanation | None = None
+
+    @property
+    def total_cost(self) -> Money:
+        """All that was paid on the way to this result."""
+        return Money(self.cost + self.check_cost + sum(r.cost for r in self.rejected))
 
     @property
     def cost_text(self) -> str:
@@ -220,7 +226,7 @@ class OfferView:
     region: str
     gpus: tuple[str, ...]
     measured_mflops: int
-    """Of its GPUs together, in their last proofs: 10^6 float32 operations per second; 0 before the first."""
+    """The provider's own word, of its GPUs together: 10^6 float32 operations per second; 0 before the first."""
     model: Hash
     name: str
     dtype: str
@@ -230,6 +236,10 @@ class OfferView:
     output_price_per_mtok: Money
     profile: Hash
     reputation_ppm: int
+    capacity: int = 0
+    """Jobs that the provider says it runs at once."""
+    proven_mflops: int = 0
+    """What the scheduler's own challenge measured of its slowest GPU, the way there and back included; 0 while no proof holds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -237,7 +247,9 @@ class AccountView:
     """The client's money: wallet, and the channel to its scheduler (None before the first job)."""
 
     address: Address
+    """The payment key's."""
     balance: Money
+    """Of the owner's wallet, which is the same where one key is both."""
     scheduler: Address
     channel: Hash | None = None
     deposit: Money = NOTHING
@@ -251,3 +263,5 @@ class AccountView:
     open: Money = NOTHING
     expires_at: int = 0
     warnings: tuple[str, ...] = field(default=())
+    owner: Address = ZERO_ADDRESS
+    """Whose tokens the channel holds."""

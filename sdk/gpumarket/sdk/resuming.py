@@ -19,11 +19,11 @@ from gpumarket.core.codec import parse
 from gpumarket.core.errors import ConfigError, JobFailed, ResultRejected
 from gpumarket.core.units import Address, Hash, Money, hex0x
 from gpumarket.sdk import outcomes, reports, store
-from gpumarket.sdk.buying import Bought, Purchase
+from gpumarket.sdk.buying import Bought, Purchase, rejected_result
 from gpumarket.sdk.desk import Desk
 from gpumarket.sdk.openings import delivered
 from gpumarket.sdk.ordering import Ask, plan_of
-from gpumarket.sdk.results import Verdict, VerdictState
+from gpumarket.sdk.results import RejectedResult, Verdict, VerdictState
 from gpumarket.sdk.running import JobRun
 from gpumarket.sdk.session import Phase, Progress, RetryElsewhere, restored
 from gpumarket.v1 import terms_pb2 as pb
@@ -39,10 +39,9 @@ async def resume(desk: Desk, job: Hash) -> Bought:
         raise JobFailed(f"job {hex0x(job)} {stored.state}: {reason}", hint=f"gpumarket job get {hex0x(job)}")
     if stored.state == "rejected":
         return await _replacement(desk, stored)
-    purchase = Purchase(desk, ask_of(stored))
-    purchase.spent_on_checks = outcomes.spent(desk, job)
+    purchase = _purchase(desk, stored)
     if stored.state == "done":
-        return Bought(job, verdict_of(stored), Money(purchase.spent_on_checks))
+        return Bought(job, verdict_of(stored), Money(purchase.spent_on_checks), tuple(purchase.rejected))
     if stored.state == "delivered":
         return await purchase.conclude_delivered(job)
     run = await _run(desk, stored)
@@ -69,9 +68,10 @@ async def close_checks(desk: Desk, orphans: Sequence[Hash]) -> None:
             verdict = Verdict(VerdictState.ACCEPTED, "the client was restarted before it was weighed")
             await reports.conclude(desk, evidence, verdict, [], ())
             continue
+        channel = desk.account.known(stored.channel)  # before its end is written: a channel first read after it no longer counts the job
         end = partial(store.set_verdict, job=job, verdict="", facts={"reason": "the client was restarted"}, state="cancelled")
         await desk.journal.transact(partial(end, ended_at=desk.clock.now()))
-        if (channel := desk.account.known(stored.channel)) is not None:
+        if channel is not None:
             desk.account.release(channel, stored.spec.max_amount, Money(0))
 
 
@@ -104,6 +104,18 @@ def verdict_of(stored: store.StoredJob) -> Verdict:
         tuple(Address(bytes.fromhex(c)) for c in facts.get("checkers", ())),
         Money(int(facts.get("cost", 0))),
     )
+
+
+def _purchase(desk: Desk, stored: store.StoredJob) -> Purchase:
+    """The purchase that a job belongs to, with what it rejected and spent before: max_cost and reruns_max count from its first job."""
+
+    def past(connection: Connection) -> tuple[list[RejectedResult], Money]:
+        replaced = store.replaced(connection, stored.job)
+        rejected = [rejected_result(connection, job) for job in replaced]
+        return rejected, outcomes.spent_on_checks(connection, (*replaced, stored.job))
+
+    rejected, spent_on_checks = desk.journal.read(past)
+    return Purchase(desk, ask_of(stored), spent_on_checks=spent_on_checks, rejected=rejected)
 
 
 async def _run(desk: Desk, stored: store.StoredJob) -> JobRun:

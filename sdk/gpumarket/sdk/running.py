@@ -22,8 +22,9 @@ from gpumarket.core.terms import Ack, Task
 from gpumarket.core.units import Address, Hash, Money, hex0x
 from gpumarket.sdk import leasing, store
 from gpumarket.sdk.account import PaidChannelState, bill
-from gpumarket.sdk.desk import Desk, log
+from gpumarket.sdk.desk import Desk
 from gpumarket.sdk.infer_stream import InferStream, Lost, finished_receipt, frame_items, open_message
+from gpumarket.sdk.logs import log
 from gpumarket.sdk.session import (
     AttemptFailed,
     ClientLeaves,
@@ -43,6 +44,7 @@ from gpumarket.sdk.session import (
     StreamIdle,
     handle,
 )
+from gpumarket.telemetry.spans import NO_SPAN, Span
 from gpumarket.v1 import market_pb2 as mpb
 from gpumarket.v1 import provider_pb2 as ppb
 from gpumarket.v1 import terms_pb2 as pb
@@ -73,6 +75,9 @@ class JobRun:
         self.explanation: mpb.Explanation | None = None
         self.explain = False
         self.will_check = False
+        self.traceparent = ""
+        """Context of the span that the job belongs to."""
+        self._infer: Span = NO_SPAN
         self._wire: _Wire | None = None
         self._retry: RetryElsewhere | None = None
         self._retry_receipt: pb.SignedReceipt | None = None
@@ -105,11 +110,14 @@ class JobRun:
             raise
 
     async def _lease(self) -> None:
-        desk, job, channel = self._desk, self.job, self._channel
-        if self._retry is None:
-            granted = await leasing.order(desk, job, channel, explain=self.explain)
-        else:
-            granted = await leasing.next_attempt(desk, job, self.progress, self._retry, self._retry_receipt)
+        desk, job, channel, retry = self._desk, self.job, self._channel, self._retry
+        name = "client.order" if retry is None else "client.retry"
+        with desk.tracing.span(name, parent=self.traceparent, job=hex0x(job.job), attempt=self.progress.attempt + 1) as span:
+            if retry is None:
+                granted = await leasing.order(desk, job, channel, explain=self.explain, traceparent=span.context)
+            else:
+                proof = self._retry_receipt
+                granted = await leasing.next_attempt(desk, job, self.progress, retry, proof, traceparent=span.context)
         if granted.HasField("explanation"):
             self.explanation = granted.explanation
         lease, body = await leasing.checked(desk, job, channel.id, self.progress, granted)
@@ -145,7 +153,8 @@ class JobRun:
             await self._apply([AttemptFailed(self.progress.attempt, "unreachable", error.message, desk.clock.now())])
             return
         left = max(1.0, float(self.job.spec.deadline - desk.clock.now()))
-        stream = InferStream(line, Address(wire.lease.lease.provider), left + 5.0)
+        self._infer = desk.tracing.span("client.infer", parent=self.traceparent, attempt=self.progress.attempt)
+        stream = InferStream(line, Address(wire.lease.lease.provider), left + 5.0, self._infer.context)
         try:
             await stream.send(open_message(wire.lease, self.job.order, self.job.request, self.job.salt, await self._prefix()))
             async with aclosing(self._follow(stream)) as output:
@@ -156,6 +165,8 @@ class JobRun:
             raise
         finally:
             good = self.progress.phase is Phase.DELIVERED
+            self._infer.note(outcome=self.progress.phase.name.lower(), units=self.progress.units)
+            self._infer.end()
             if good:
                 desk.later(_goodbye(stream))
             else:
@@ -178,7 +189,8 @@ class JobRun:
                 events = [StreamIdle(attempt)]
             items, ack = await unbroken(self._apply(events))
             if ack is not None:
-                await stream.send(ppb.InferRequest(ack=ack))
+                with self._desk.tracing.span("client.ack", parent=self._infer.context, units=ack.ack.units):
+                    await stream.send(ppb.InferRequest(ack=ack))
             if items:
                 yield items
 
@@ -202,7 +214,8 @@ class JobRun:
         from gpumarket.settlement.verification import draw_check
 
         assert self._wire is not None
-        receipt = finished_receipt(self._desk.domain, finished, Address(self._wire.lease.lease.provider))
+        with self._desk.tracing.span("client.receipt", parent=self._infer.context):
+            receipt = finished_receipt(self._desk.domain, finished, Address(self._wire.lease.lease.provider))
         self._wire.receipt = finished.receipt
         drawn = draw_check(self._probability, self._desk.random)
         return FinishedReceived(attempt, receipt, finished.finish_reason, drawn, now)

@@ -24,17 +24,27 @@ class ClientSettings(Settings):
     key_file: Path = Path("client/key.json")
     password_file: Path | None = None
     """File with the key's password; without it the caller passes the password (the command line asks)."""
+    owner: str = ""
+    """Address of the owner, whose tokens the channels hold; empty: that of `owner_key_file`, and without one the key above pays for itself.
+    With an owner, whoever steals the key above gets at the channels' deposits and nothing else."""
+    owner_key_file: Path | None = None
+    """The owner's keystore; opened by `gpumarket wallet deposit` and `close-channel` only. With `owner` set it may be away between them."""
+    owner_password_file: Path | None = None
     lock_file: Path = Path("models.lock")
     """Aliases of models, each with its digest: part of your project, to be committed like any lock file."""
 
     scheduler: str = ""
-    """Address of the scheduler to trade through; empty takes the one with the lowest fee in the registry, larger stake first."""
+    """Address of the scheduler to trade through; empty takes the one with the lowest fee in the registry, larger stake first, and
+    another one for new orders while that does not answer. A named one is never replaced."""
     deposit: str = "10"
     """Deposit of a channel when one is opened: enough for thousands of small jobs, and all that a channel can ever cost."""
     channel_days: int = 30
     """Life of a channel; what is left of its deposit comes back after it, or at a cooperative close at once."""
     exposure: str = "1"
-    """W: a voucher never exceeds what was used by more than this, so a scheduler that vanishes takes at most this."""
+    """W: a voucher never exceeds what was used by more than this, so a scheduler that vanishes takes at most this; each of several does."""
+    spend_limit: str = ""
+    """Most that vouchers may add within any 24 hours; empty: no cap but the deposit. `gpumarket wallet limit` sets one in the journal; the
+    smaller one holds."""
     faucet: bool = False
     """Take test tokens when the balance is short; works on the local test chain (31337) only."""
 
@@ -56,7 +66,8 @@ class ClientSettings(Settings):
     stall_seconds: float = 60.0
     """Silence on a running attempt after which it counts as lost; a model that is loaded on its first lease needs most of it."""
     patience_seconds: float = 30.0
-    """How long a scheduler that does not answer is tried again: a restart takes a few seconds."""
+    """How long a scheduler that does not answer is tried again, and then another one for new orders: a restart takes a few seconds, and a
+    channel to another one its own deposit."""
     busy_seconds: float = 10.0
     """How long an order is tried again while every provider that fits is busy: places come free as jobs end."""
     failover_seconds: float = 10.0
@@ -70,7 +81,14 @@ class ClientSettings(Settings):
         parse_money(value)
         return value
 
-    @field_validator("scheduler")
+    @field_validator("spend_limit")
+    @classmethod
+    def _is_money_or_nothing(cls, value: str) -> str:
+        if value:
+            parse_money(value)
+        return value
+
+    @field_validator("scheduler", "owner")
     @classmethod
     def _is_address(cls, value: str) -> str:
         if value:
@@ -110,6 +128,10 @@ class ClientSettings(Settings):
         return parse_address(self.scheduler) if self.scheduler else None
 
     @property
+    def owner_address(self) -> Address | None:
+        return parse_address(self.owner) if self.owner else None
+
+    @property
     def deposit_amount(self) -> Money:
         """Base units."""
         return parse_money(self.deposit)
@@ -118,6 +140,11 @@ class ClientSettings(Settings):
     def exposure_limit(self) -> Money:
         """W in base units."""
         return parse_money(self.exposure)
+
+    @property
+    def spend_limit_amount(self) -> Money | None:
+        """The day's cap in base units, None for none."""
+        return parse_money(self.spend_limit) if self.spend_limit else None
 
     @property
     def accepted_profiles(self) -> frozenset[Hash]:

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, delete, insert, select, update
 from gpumarket.core.codec import from_proto, open_receipt, parse
 from gpumarket.core.signing import Domain
 from gpumarket.core.terms import Ack, JobSpec, Lease, Task
-from gpumarket.core.units import Hash, Money
+from gpumarket.core.units import Address, Hash, Money
 from gpumarket.sdk.session import AttemptEnd
 from gpumarket.sdk.tables import ATTEMPTS, JOBS, OUTPUTS
 from gpumarket.v1 import terms_pb2 as pb
@@ -122,6 +122,13 @@ def load_job(connection: Connection, job: Hash) -> StoredJob | None:
     return _job(row) if row else None
 
 
+def scheduler_of(connection: Connection, job: Hash) -> Address:
+    """Whom a job of the journal was ordered from, and belongs to."""
+    stored = load_job(connection, job)
+    assert stored is not None
+    return stored.spec.scheduler
+
+
 def list_jobs(connection: Connection, states: Sequence[str] = (), limit: int = 1_000) -> list[Mapping[str, Any]]:
     """Newest first, as rows without request and order."""
     columns = [c for c in JOBS.c if c.name not in ("order", "request", "salt", "options", "report")]
@@ -141,6 +148,16 @@ def children(connection: Connection, parent: Hash, purpose: str) -> list[Hash]:
     """Checks or reruns of a job, oldest first."""
     query = select(JOBS.c.job).where(JOBS.c.parent == parent, JOBS.c.purpose == purpose).order_by(JOBS.c.created_at)
     return [Hash(row.job) for row in connection.execute(query)]
+
+
+def replaced(connection: Connection, job: Hash) -> list[Hash]:
+    """Rejected jobs that a rerun stands for, oldest first; none for a job that is no rerun."""
+    found: list[Hash] = []
+    query = select(JOBS.c.parent, JOBS.c.purpose)
+    while (row := connection.execute(query.where(JOBS.c.job == job)).first()) and row.purpose == "rerun":
+        job = Hash(row.parent)
+        found.insert(0, job)
+    return found
 
 
 def waiting_reports(connection: Connection) -> list[tuple[Hash, bytes]]:

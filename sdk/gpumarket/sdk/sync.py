@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Coroutine, Iterator
+from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from gpumarket.core.errors import ConfigError
@@ -118,6 +119,9 @@ class Client:
 
     def jobs(self, **options: Any) -> list[JobSummary]:
         return self._client.jobs(**options)
+
+    def save_receipt(self, job: Hash | str, path: Path, *, content: bool = False) -> None:
+        self._client.save_receipt(job, path, content=content)
 
     def resume(self, job: Hash | str) -> JobResult:
         return self.wait(self._client.resume(job))

@@ -37,6 +37,20 @@ INTENTS = Table(
     Column("expires_at", Integer, nullable=False),
 )
 
+SPENDING = Table(
+    "client_spending",
+    METADATA,
+    Column("at", Integer, primary_key=True, autoincrement=False),  # unix seconds, the beginning of its minute; never falling
+    Column("amount", MoneyType, nullable=False),  # what vouchers signed then added
+)
+
+SPEND_LIMIT = Table(
+    "client_spend_limit",
+    METADATA,
+    Column("id", Integer, primary_key=True),  # 1: there is one row or none
+    Column("amount", MoneyType, nullable=False),
+)
+
 JOBS = Table(
     "client_jobs",
     METADATA,
@@ -90,4 +104,15 @@ OUTPUTS = Table(
     Column("first", Integer, primary_key=True),  # absolute index of the first item
     Column("count", Integer, nullable=False),
     Column("data", LargeBinary, nullable=False),  # the items, all of one size
+)
+
+DISPUTES = Table(
+    "client_disputes",
+    METADATA,
+    Column("job", LargeBinary(32), primary_key=True),
+    Column("dispute", LargeBinary(32), nullable=False, unique=True),
+    Column("nonce", LargeBinary(32), nullable=False),  # secret until the panel is drawn
+    Column("evidence", LargeBinary, nullable=False),  # serialized Opening, the very bytes; erased at the end
+    Column("outcome", String(16), nullable=False),  # empty while it runs
+    Column("opened_at", Integer, nullable=False),
 )

@@ -20,11 +20,13 @@ Never: a voucher that falls, a state that forgets money.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from typing import Any, TypeVar
+from dataclasses import dataclass
+from typing import Any, NamedTuple, TypeVar
 
 from gpumarket.core.errors import ChannelExpiring, JournalError, OutOfFunds, ProtocolError
 from gpumarket.core.units import MONEY_MAX, Address, Hash, format_money
+from gpumarket.core.values import replace
+from gpumarket.settlement.ladder import LADDER_BYTES_MAX, climbed, trimmed
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +43,8 @@ class ReceivedChannel:
     """Cumulative amount of the newest voucher held."""
     signature: bytes = b""
     """Of that voucher; empty while there is none, or when the chain has paid it already."""
+    ladder: bytes = b""
+    """Older vouchers that may be the better ones to redeem (`gpumarket.settlement.ladder`)."""
     used: int = 0
     """Earned for good."""
     held: int = 0
@@ -86,90 +90,78 @@ class PaidChannel:
         return 0 if self.closed else self.deposit - self.vouchered - self.reserved
 
 
-@dataclass(frozen=True, slots=True)
-class ReceiveVoucher:
+class ReceiveVoucher(NamedTuple):
     """The payer's signed cumulative amount. One that is not higher than ours is an old copy and changes nothing."""
 
     cumulative: int
     signature: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class ReserveOpen:
+class ReserveOpen(NamedTuple):
     """An attempt's maximum; `until` is when its money must still be redeemable (deadline + close window + margin)."""
 
     amount: int
     until: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class ReleaseOpen:
+class ReleaseOpen(NamedTuple):
     """An attempt ended; what it did not earn is free again."""
 
     amount: int
 
 
-@dataclass(frozen=True, slots=True)
-class HoldAmount:
+class HoldAmount(NamedTuple):
     """A claim: from open to held."""
 
     amount: int
 
 
-@dataclass(frozen=True, slots=True)
-class OweHeld:
+class OweHeld(NamedTuple):
     """The check passed, or was not wanted: from held to used."""
 
     amount: int
 
 
-@dataclass(frozen=True, slots=True)
-class ReturnHeld:
+class ReturnHeld(NamedTuple):
     """Rejected: from held back to free."""
 
     amount: int
 
 
-@dataclass(frozen=True, slots=True)
-class Reserve:
+class Reserve(NamedTuple):
     """Set `amount` of the deposit aside; `until` is when it must still be redeemable."""
 
     amount: int
     until: int = 0
 
 
-@dataclass(frozen=True, slots=True)
-class Release:
+class Release(NamedTuple):
     """What was set aside is not needed."""
 
     amount: int
 
 
-@dataclass(frozen=True, slots=True)
-class Pay:
+class Pay(NamedTuple):
     """Owe `amount` more. `reserved` is how much of the reservation it uses up (None: as much as it pays; 0: paid from the free deposit)."""
 
     amount: int
     reserved: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class ChainToppedUp:
+class ChainToppedUp(NamedTuple):
     """The deposit and expiry after a top-up; neither ever falls."""
 
     deposit: int
     expires_at: int
 
 
-@dataclass(frozen=True, slots=True)
-class ChainRedeemed:
+class ChainRedeemed(NamedTuple):
     """The chain has paid `cumulative` in all, by voucher or by the payer's push."""
 
     cumulative: int
 
 
-@dataclass(frozen=True, slots=True)
-class ChainClosing:
+class ChainClosing(NamedTuple):
     """The payer asked to close; from `closes_at` on it may."""
 
     closes_at: int
@@ -226,7 +218,9 @@ def _receive_voucher(state: ReceivedChannel, event: ReceiveVoucher) -> ReceivedC
             f"a voucher of {format_money(event.cumulative)} on a channel with a deposit of {format_money(state.deposit)}",
             hint="top the channel up, wait for the confirmations, then send the voucher again",
         )
-    return replace(state, voucher=event.cumulative, signature=event.signature)
+    ladder = climbed(state.ladder, state.voucher, state.signature)
+    after = replace(state, voucher=event.cumulative, signature=event.signature, ladder=ladder)
+    return _trimmed(after) if len(ladder) > LADDER_BYTES_MAX else after
 
 
 def _reserve_open(state: ReceivedChannel, event: ReserveOpen) -> ReceivedChannel:
@@ -253,7 +247,7 @@ def _hold(state: ReceivedChannel, event: HoldAmount) -> ReceivedChannel:
 
 def _owe(state: ReceivedChannel, event: OweHeld) -> ReceivedChannel:
     assert event.amount <= state.held, (state, event)
-    return replace(state, held=state.held - event.amount, used=state.used + event.amount)
+    return _trimmed(replace(state, held=state.held - event.amount, used=state.used + event.amount))
 
 
 def _return(state: ReceivedChannel, event: ReturnHeld) -> ReceivedChannel:
@@ -265,8 +259,14 @@ def _payee_redeemed(state: ReceivedChannel, event: ChainRedeemed) -> ReceivedCha
     if event.cumulative <= state.redeemed:
         return state
     if event.cumulative > state.voucher:  # the payer's push pays more than its vouchers said; the chain is proof enough
-        return replace(state, redeemed=event.cumulative, voucher=event.cumulative, signature=b"")
-    return replace(state, redeemed=event.cumulative)
+        return replace(state, redeemed=event.cumulative, voucher=event.cumulative, signature=b"", ladder=b"")
+    return _trimmed(replace(state, redeemed=event.cumulative))
+
+
+def _trimmed(state: ReceivedChannel) -> ReceivedChannel:
+    if not state.ladder:
+        return state
+    return replace(state, ladder=trimmed(state.ladder, used=state.used, redeemed=state.redeemed, newest=state.voucher))
 
 
 # --- payer ---------------------------------------------------------------------------------------------------------------------

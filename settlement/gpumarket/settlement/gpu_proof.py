@@ -12,7 +12,7 @@ Every random number is a raw Philox4x64 word, whose stream numpy never changes; 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from dataclasses import dataclass
 
 import numpy as np
@@ -37,6 +37,15 @@ class Row:
     index: int
     values: bytes
     path: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class KeptRow:
+    """One row of a product that was kept: `link` counts from 1, `values` float32 little-endian."""
+
+    link: int
+    index: int
+    values: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +81,18 @@ def vector(seed: bytes, n: int) -> NDArray[np.float64]:
 
 def product(seed: bytes, n: int, repeats: int) -> NDArray[np.float32]:
     """The last C of the chain, with numpy. A provider computes the same on its device."""
+    return products(seed, n, repeats, 1)[repeats]
+
+
+def products(seed: bytes, n: int, repeats: int, keep: int) -> dict[int, NDArray[np.float32]]:
+    """The last `keep` products of the chain by link, with numpy; the last one always."""
     a, c = matrices(seed, n)
+    kept = {}
     for link in range(1, repeats + 1):
         c = a @ (signs(seed, n, link)[:, None] * c)
-    return c
+        if link > repeats - max(1, keep):
+            kept[link] = c
+    return kept
 
 
 def operations(n: int, repeats: int) -> int:
@@ -112,14 +129,25 @@ def open_rows(rows: NDArray[np.float32], tree: Tree, indices: Sequence[int]) -> 
 
 
 def check(
-    seed: bytes, n: int, repeats: int, root: bytes, vector_seed: bytes, asked: Sequence[int], answered: bytes, opened: Sequence[Row]
+    seed: bytes,
+    n: int,
+    repeats: int,
+    root: bytes,
+    vector_seed: bytes,
+    asked: Sequence[int],
+    answered: bytes,
+    opened: Sequence[Row],
+    kept: Sequence[KeptRow] = (),
 ) -> None:
-    """Raises BadProof unless `answered` is C·r of the seeded chain and every asked row is committed to and agrees with it."""
+    """Raises BadProof unless `answered` is C·r of the seeded chain, every asked row is committed to and agrees with it, and every row in
+    `kept` is that of its product.
+    """
     if len(answered) != 8 * n:
         raise BadProof(f"the product has {len(answered)} bytes, not {8 * n}")
     claimed = np.frombuffer(answered, dtype="<f8")
     r = vector(vector_seed, n)
-    expected = _chained(seed, n, repeats, r)
+    along = _chained(seed, n, repeats, r, {repeats, *(row.link for row in kept)})
+    expected = along[repeats]
     scale = float(np.linalg.norm(expected))
     error = float(np.linalg.norm(claimed - expected)) / scale
     if not error <= RELATIVE_ERROR_MAX:  # NaN included
@@ -128,14 +156,28 @@ def check(
         raise BadProof("other rows were opened than asked for")
     for row in opened:
         _check_row(row, n, root, r, float(claimed[row.index]), scale)
+    for one in kept:
+        _check_kept(one, n, r, along[one.link])
 
 
-def _chained(seed: bytes, n: int, repeats: int, r: NDArray[np.float64]) -> NDArray[np.float64]:
+def _chained(seed: bytes, n: int, repeats: int, r: NDArray[np.float64], wanted: Set[int]) -> dict[int, NDArray[np.float64]]:
+    """C_k · r of the wanted links k."""
     a, b = (m.astype(np.float64) for m in matrices(seed, n))
     x = b @ r
+    along = {}
     for link in range(1, repeats + 1):
         x = a @ (signs(seed, n, link) * x)
-    return np.asarray(x, dtype=np.float64)
+        if link in wanted:
+            along[link] = np.asarray(x, dtype=np.float64)
+    return along
+
+
+def _check_kept(row: KeptRow, n: int, r: NDArray[np.float64], expected: NDArray[np.float64]) -> None:
+    if len(row.values) != 4 * n:
+        raise BadProof(f"row {row.index} of product {row.link} has {len(row.values)} bytes, not {4 * n}")
+    value = float(np.frombuffer(row.values, dtype="<f4").astype(np.float64) @ r)
+    if not abs(value - expected[row.index]) <= ROW_ERROR_MAX * float(np.linalg.norm(expected)) / n**0.5:
+        raise BadProof(f"row {row.index} of product {row.link}, read from memory, gives {value:.6g}, not {expected[row.index]:.6g}")
 
 
 def _check_row(row: Row, n: int, root: bytes, r: NDArray[np.float64], claimed: float, scale: float) -> None:

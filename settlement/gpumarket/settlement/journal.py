@@ -1,32 +1,55 @@
 """The journal: every change of money is committed here before anybody hears of it (I2).
 
 One writer thread; submissions that wait while a commit is under way share the next one (group commit), each in its own SAVEPOINT, so one
-that fails takes nothing else with it. SQLite in WAL mode with synchronous=FULL, or any other database by URL.
-When a commit fails, what is durable is unknown: from then on the journal refuses everything (I10) until the process starts again and reads
-what is there. Never: an answer before the commit, a write outside the writer thread.
+that fails takes nothing else with it. SQLite in WAL mode with synchronous=FULL and a seal beside the file (`seal`), or PostgreSQL by URL
+(`postgres`): there one session writes, holds the database against every other process, and is looked at while nothing is written.
+When a commit fails, or that session ends, what is durable is unknown: from then on the journal refuses everything (I10) until the process
+starts again and reads what is there.
+Never: an answer before the commit, a write outside the writer thread.
 """
 
 from __future__ import annotations
 
 import asyncio
+import errno
 import queue
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar
 
-from sqlalchemy import Column, Connection, Dialect, Engine, Integer, MetaData, String, Table, create_engine, event, insert, inspect, select
-from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.types import TypeDecorator
+from sqlalchemy import (
+    Connection,
+    Dialect,
+    Engine,
+    MetaData,
+    String,
+)
+from sqlalchemy.engine import make_url
+from sqlalchemy.exc import OperationalError, SQLAlchemyError
+from sqlalchemy.types import TypeDecorator, TypeEngine
 
 from gpumarket.core.errors import GpumarketError, JournalError
 from gpumarket.core.units import MONEY_MAX, Money
+from gpumarket.settlement.database import check_version, claim, engine_of, quick_check, shown
+from gpumarket.settlement.seal import Seal
+from gpumarket.settlement.space import Space, free_bytes
+from gpumarket.settlement.wal import frames_in_use, logged_pages
 
 T = TypeVar("T")
 BATCH_MAX = 512
+CHECKPOINT_FRAMES = 1_000
+"""Frames of the write-ahead log (about 4 MB) after which they are written into the database's file."""
+CHECKPOINT_BATCHES = 16
+"""How often its length is looked at."""
+WATCH_SECONDS = 2.0
+"""How often an idle session of a server is looked at: what was lost with it is noticed before somebody asks for a signature."""
 _DIGITS = len(str(MONEY_MAX))
-_own = MetaData()
-_version = Table("journal_version", _own, Column("id", Integer, primary_key=True), Column("version", Integer, nullable=False))
+_MEND = "stop the process, free or mend the disk, start again: what is committed is read back"
+_MEND_OPENING = "check that the folder exists, is writable and has space; never delete a journal that holds money"
+MEND_SERVER = "check that the database server runs and lets this user in, then start again: what is committed is read back"
 
 
 class MoneyType(TypeDecorator[Money]):
@@ -34,6 +57,12 @@ class MoneyType(TypeDecorator[Money]):
 
     impl = String(_DIGITS)
     cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        """Text, in the order of its bytes whatever the language of the database."""
+        if dialect.name == "postgresql":
+            return dialect.type_descriptor(String(_DIGITS, collation="C"))
+        return dialect.type_descriptor(String(_DIGITS))
 
     def process_bind_param(self, value: Any, dialect: Dialect) -> str | None:
         if value is None:
@@ -66,8 +95,12 @@ class Journal:
         self.url, self.metadata = url, metadata
         self.committed = 0
         self.batches = 0
+        self._seal = seal_of(url)
+        self._space = Space(self._seal.database) if self._seal is not None else None
+        self._checkpointed = 0
         self._writer: Engine | None = None
         self._reader: Engine | None = None
+        self._connection: Connection | None = None
         self._queue: queue.SimpleQueue[_Submission | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._failure: str = ""
@@ -75,16 +108,29 @@ class Journal:
 
     def open(self) -> None:
         """Check the database, create what is missing, start the writer. Raises JournalError when it is damaged or of another version."""
+        self._writer, self._reader = engine_of(self.url, read_only=False), engine_of(self.url, read_only=True)
+        begun = False
         try:
-            self._writer = _engine(self.url, read_only=False)
-            with self._writer.begin() as connection:
-                _quick_check(connection)
-                _check_version(connection, self.metadata)
-            self._reader = _engine(self.url, read_only=True)
-        except SQLAlchemyError as error:
+            if self._seal is not None:
+                self._seal.examine()
+            self._connection = self._writer.connect()  # the writer's own for all its life: taking one for each commit costs as much again
+            claim(self._connection)
+            with self._connection.begin():
+                begun = True
+                quick_check(self._connection)
+                check_version(self._connection, self.metadata)
+            if self._seal is not None:
+                self._seal.open()
+        except BaseException as error:
+            if begun and self._seal is not None:
+                with suppress(OSError):  # where the disk takes nothing, SQLite leaves its log, too, and the seal stays right
+                    self._seal.closing()
+            self._dispose()
+            if not isinstance(error, SQLAlchemyError | OSError):
+                raise
             raise JournalError(
-                f"the journal {_shown(self.url)} cannot be opened: {_reason(error)}",
-                hint="check that the folder exists, is writable and has space; never delete a journal that holds money",
+                f"the journal {shown(self.url)} cannot be opened: {_reason(error)}",
+                hint=_MEND_OPENING if self._seal is not None else MEND_SERVER,
             ) from error
         self._thread = threading.Thread(target=self._write, name="journal", daemon=True)
         self._thread.start()
@@ -101,6 +147,16 @@ class Journal:
         self._queue.put(_Submission(work, future, loop))
         return await future
 
+    def require_whole(self) -> None:
+        """Raises JournalError once it has failed, also when nobody submits anything."""
+        if self._failure:
+            raise JournalError(self._failure, hint=self._mend)
+
+    def require_space(self) -> None:
+        """Before new paid work: raises Busy while the disk has little room for what would have to be written about it."""
+        if self._space is not None:
+            self._space.require()
+
     def read(self, work: Callable[[Connection], T]) -> T:
         """Run `work` on a read-only connection in the calling thread; it sees what is committed."""
         if self._reader is None:
@@ -115,33 +171,57 @@ class Journal:
         self._closed = True
         self._queue.put(None)
         await asyncio.to_thread(self._thread.join)
-        for engine in (self._writer, self._reader):
+        try:
+            if self._seal is not None:
+                self._seal.closing()
+            self._dispose()
+            if self._seal is not None and not self._failure:
+                self._seal.close()
+        except OSError as error:
+            if not self._failure:  # which has been told already, and is why
+                raise JournalError(
+                    f"the journal {shown(self.url)} could not be closed in good order: {_reason(error)}", hint=_MEND
+                ) from error
+
+    def _dispose(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+        for engine in (self._reader, self._writer):
             if engine is not None:
                 engine.dispose()
+        if self._seal is not None:
+            self._seal.release()
+
+    @property
+    def _mend(self) -> str:
+        return _MEND if self._seal is not None else MEND_SERVER
 
     def _refuse_broken(self) -> None:
-        if self._failure:
-            raise JournalError(self._failure, hint="stop the process, mend the disk, start again: what is committed is read back")
+        self.require_whole()
         if self._closed or self._thread is None:
             raise JournalError("the journal is not open")
 
     # --- writer thread -----------------------------------------------------------------------------------------------------
 
     def _write(self) -> None:
-        assert self._writer is not None
         running = True
         while running:
-            batch, running = self._next_batch()
+            try:
+                batch, running = self._next_batch()
+            except queue.Empty:
+                self._watch()
+                continue
             if not batch:
                 continue
             if self._failure:
-                self._fail(batch, self._failure)
+                self._fail(batch)
             else:
                 self._commit(batch)
             _answer(batch)
 
     def _next_batch(self) -> tuple[list[_Submission], bool]:
-        first = self._queue.get()
+        first = self._queue.get(timeout=WATCH_SECONDS if self._seal is None and not self._failure else None)
         if first is None:
             return [], False
         batch = [first]
@@ -156,21 +236,78 @@ class Journal:
         return batch, True
 
     def _commit(self, batch: list[_Submission]) -> None:
-        assert self._writer is not None
+        assert self._connection is not None
         try:
-            with self._writer.begin() as connection:
-                for item in batch:
-                    _run(connection, item)
+            if len(batch) == 1 and self._seal is not None:
+                _run_alone(self._connection, batch[0])
+            else:
+                with self._connection.begin():
+                    for item in batch:
+                        _run(self._connection, item)
         except Exception as error:
-            self._failure = f"the journal {_shown(self.url)} failed to commit: {_reason(error)}; nothing more is signed or released"
-            self._fail(batch, self._failure)
+            self._break("failed to commit", error)
+            self._fail(batch)
         else:
             self.batches += 1
             self.committed += sum(item.error is None for item in batch)
+            self._checkpoint()
 
-    def _fail(self, batch: list[_Submission], reason: str) -> None:
+    def _watch(self) -> None:
+        """Look whether the session still lives, and with it our hold on the database."""
+        assert self._connection is not None
+        try:
+            with self._connection.begin():
+                self._connection.exec_driver_sql("SELECT 1")
+        except Exception as error:
+            self._break("lost its database", error)
+
+    def _checkpoint(self) -> None:
+        """Write the log into the file when it is long, and seal what was written. The batch is durable before and whatever happens here.
+        Put off while no file can be opened: the log only grows. Any other failure ends the journal for good."""
+        if self._seal is None or self._connection is None or self.batches % CHECKPOINT_BATCHES:
+            return
+        try:
+            frames = frames_in_use(self._seal.log, self._seal.shared)
+            self._checkpointed = min(self._checkpointed, frames)  # a log that was all written begins anew
+            if frames - self._checkpointed < CHECKPOINT_FRAMES:
+                return
+            pages = logged_pages(self._seal.log)
+        except OSError as error:
+            if error.errno not in (errno.EMFILE, errno.ENFILE):
+                self._break("failed at a checkpoint", error)
+            return
+        try:
+            self._connection.connection.cursor().execute("PRAGMA wal_checkpoint(PASSIVE)")  # between transactions
+            self._seal.renew(pages)
+            self._checkpointed = frames
+        except Exception as error:
+            self._break("failed at a checkpoint", error)
+
+    def _break(self, what: str, error: Exception) -> None:
+        room = f"; {free_bytes(self._seal.database.parent)} bytes are free there" if self._seal is not None else ""
+        self._failure = f"the journal {shown(self.url)} {what}: {_reason(error)}{room}; nothing more is signed or released"
+
+    def _fail(self, batch: list[_Submission]) -> None:
         for item in batch:
-            item.error = JournalError(reason)
+            item.error = JournalError(self._failure, hint=self._mend)
+
+
+class _Undone(Exception):
+    """A lone submission failed: its transaction is rolled back, and the journal goes on."""
+
+
+def _run_alone(connection: Connection, item: _Submission) -> None:
+    """A lone submission needs no savepoint, for which SQLite would copy every page that it changes. PostgreSQL needs one: it answers the
+    commit of a transaction in which a statement failed, whoever swallowed that, with a rollback and no error."""
+    try:
+        with connection.begin():
+            try:
+                item.result = item.work(connection)
+            except Exception as error:
+                item.error = error
+                raise _Undone from error
+    except _Undone:
+        return
 
 
 def _run(connection: Connection, item: _Submission) -> None:
@@ -180,6 +317,8 @@ def _run(connection: Connection, item: _Submission) -> None:
     try:
         item.result = item.work(connection)
     except Exception as error:
+        if isinstance(error, OperationalError):
+            raise  # the disk or the server, not the work: whatever shares this commit fails with it
         cursor.execute("ROLLBACK TO SAVEPOINT submission")  # fails when the database gave the whole transaction up: then all of it fails
         item.error = error
     cursor.execute("RELEASE SAVEPOINT submission")
@@ -206,70 +345,15 @@ def _resolve(items: list[_Submission]) -> None:
             item.future.set_exception(item.error)
 
 
-# --- opening -------------------------------------------------------------------------------------------------------------------
-
-
-def _engine(url: str, *, read_only: bool) -> Engine:
-    engine = create_engine(url)
-    if engine.dialect.name != "sqlite":
-        return engine
-    if engine.url.database in (None, "", ":memory:"):
-        raise JournalError("a journal in memory would survive nothing", hint="give a file: sqlite:////path/journal.db")
-
-    @event.listens_for(engine, "connect")
-    def set_up(connection: Any, _record: Any) -> None:
-        connection.isolation_level = None  # we say BEGIN ourselves: the driver would not open a transaction before SAVEPOINT
-        for pragma in ("busy_timeout=5000", "journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON"):
-            connection.execute(f"PRAGMA {pragma}")
-        if read_only:
-            connection.execute("PRAGMA query_only=ON")
-
-    @event.listens_for(engine, "begin")
-    def begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
-
-    return engine
-
-
-def _quick_check(connection: Connection) -> None:
-    if connection.dialect.name != "sqlite":
-        return
-    found = connection.exec_driver_sql("PRAGMA quick_check").scalar_one()
-    if found != "ok":
-        raise JournalError(f"the journal is damaged: {found}", hint="stop, copy the files away, restore the newest backup")
-    if connection.exec_driver_sql("PRAGMA journal_mode").scalar_one() != "wal":
-        raise JournalError("the journal's file system does not allow SQLite's WAL mode", hint="put the state folder on a local disk")
-
-
-def _check_version(connection: Connection, metadata: MetaData) -> None:
-    wanted = int(metadata.info.get("version", 1))
-    _own.create_all(connection)
-    found = connection.execute(select(_version.c.version)).scalar_one_or_none()
-    if found is None:
-        connection.execute(insert(_version), {"id": 1, "version": wanted})
-    elif found != wanted:
-        raise JournalError(
-            f"the journal has version {found}, this program wants {wanted}",
-            hint="run the program version that wrote it, or its migration",
-        )
-    metadata.create_all(connection)
-    inspector = inspect(connection)
-    for table in metadata.sorted_tables:
-        missing = set(table.columns.keys()) - {column["name"] for column in inspector.get_columns(table.name)}
-        if missing:
-            raise JournalError(
-                f"the journal's table {table.name} has no column {', '.join(sorted(missing))}: another version wrote it",
-                hint="run the program version that wrote it, or its migration",
-            )
-
-
-def _shown(url: str) -> str:
-    """The URL without a password."""
-    head, separator, tail = url.partition("://")
-    return f"{head}{separator}{tail.rpartition('@')[2]}"
+def seal_of(url: str) -> Seal | None:
+    """The seal of a SQLite journal's file; None for other databases, which see to their own files."""
+    parsed = make_url(url)
+    if parsed.get_backend_name() != "sqlite" or parsed.database in (None, "", ":memory:"):
+        return None
+    return Seal(Path(str(parsed.database)))
 
 
 def _reason(error: Exception) -> str:
     if isinstance(error, GpumarketError):
         return error.message
-    return str(getattr(error, "orig", None) or error)
+    return " ".join(str(getattr(error, "orig", None) or error).split())  # a server's word has lines

@@ -1,4 +1,4 @@
-"""When a payee redeems: pure policy. A voucher is money only once the chain has paid it, and every redemption costs gas.
+"""When a payee redeems, and which voucher: pure policy. A voucher is money only once the chain has paid it, and each redemption costs gas.
 
 Redeem when gas is a small share of the value, or when waiting risks the value: the channel closes or expires soon, or more is outstanding
 than this payee is ready to lose. Never: a clock or a price of its own; both come in.
@@ -6,13 +6,22 @@ than this payee is ready to lose. Never: a clock or a price of its own; both com
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from gpumarket.core.units import PER_MILLION, Hash
+from gpumarket.settlement.channel import ReceivedChannel
+from gpumarket.settlement.ladder import steps
 
 REDEEM_GAS = 61_500
 """Gas of one `redeem` (measured on anvil, upper bound)."""
+WITHDRAW_GAS = 45_000
+"""Gas of one `withdraw` (39,692 measured, upper bound)."""
+LAST_CHANCE_SECONDS = 900
+"""So long before a channel can be gone, what may still become owed is taken too: later there is nothing to take it from."""
+
+_ANY_PRICE = 2**255
+"""Where a wei is worth nothing."""
 
 
 class Redeemable(Protocol):
@@ -76,3 +85,35 @@ def due(
     if cost * PER_MILLION <= value * policy.gas_share_ppm:
         return "gas-share"
     return None
+
+
+def worth(amount: int, *, closes_at: int, expires_at: int, gas_value: float, now: int, policy: RedeemPolicy) -> int:
+    """Wei that a redemption of `amount` which is on its way may cost: all that it brings, once its channel is closing or expires within the
+    margin, for later it brings nothing; 0 while there is time."""
+    if not closes_at and expires_at - now > policy.margin_seconds:
+        return 0
+    return int(max(0, amount) / gas_value) if gas_value > 0 else max(0, amount) and _ANY_PRICE
+
+
+def withdrawal_due(credited: int, *, gas_price: int, gas_value: float, policy: RedeemPolicy) -> bool:
+    """Whether credited money is to be withdrawn: gas is a small share of it. It cannot lapse, so there is never a hurry."""
+    return credited > 0 and gas_price * WITHDRAW_GAS * gas_value * PER_MILLION <= credited * policy.gas_share_ppm
+
+
+def earned(channel: ReceivedChannel, now: int) -> ReceivedChannel:
+    """The channel with the voucher that its payee should redeem now in the place of the newest one; nothing to redeem where none fits.
+
+    While the channel lives, the highest voucher that takes no more than was used: the client's prepaid rest stays the client's. Once its
+    payer closes it alone, the lowest that covers what was used, and in the last LAST_CHANCE_SECONDS (also before the expiry) the lowest
+    that covers what is held and open as well. `docs/decisions/0005-which-voucher-redeems.md` says why.
+    """
+    vouchers = [*steps(channel.ladder), (channel.voucher, channel.signature)]
+    ends_at = min(channel.closing or channel.expires_at, channel.expires_at)
+    last_chance = ends_at - now <= LAST_CHANCE_SECONDS
+    owed = channel.used + (channel.held + channel.open if last_chance else 0)
+    if channel.closing or last_chance:
+        fitting = [step for step in vouchers if step[0] >= owed > channel.redeemed][:1]
+    else:
+        fitting = [step for step in vouchers if step[0] <= owed][-1:]
+    amount, signature = fitting[0] if fitting else (channel.redeemed, b"")
+    return replace(channel, voucher=amount, signature=signature)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from gpumarket.core.daemon import READY, write_json
-from gpumarket.core.errors import ConfigError, GpumarketError, Unreachable
+from gpumarket.core.errors import GpumarketError, Unreachable
 from gpumarket.core.units import format_money, hex0x
 from gpumarket.settlement.redeemer import Redeemer, Redemption
 
@@ -21,17 +21,19 @@ REDEEMED = "redeemed.json"
 
 
 def ask_daemon(state: Path, *, seconds: float = 120.0) -> list[dict[str, Any]]:
-    """Ask the running daemon to redeem everything; its redemptions {channel, payer, payee, amount, tx, gas}.
+    """Ask the daemon that holds the state folder's lock to redeem everything; its redemptions {channel, payer, payee, amount, tx, gas}.
 
-    Raises ConfigError when none runs there, Unreachable when it does not answer in time, and the daemon's own error as Unreachable.
+    One that is still starting is waited for. Raises Unreachable when it is not ready or does not answer in time, and the daemon's own
+    error as Unreachable.
     """
-    try:
-        pid = int(json.loads((state / READY).read_text())["pid"])
-        (state / REDEEMED).unlink(missing_ok=True)
-        os.kill(pid, signal.SIGUSR1)
-    except (FileNotFoundError, ProcessLookupError) as error:
-        raise ConfigError(f"no daemon runs on {state}", hint="the journal can be redeemed without it: gpumarket wallet redeem") from error
     deadline = time.monotonic() + seconds
+    while (pid := _asked(state)) is None:
+        if time.monotonic() > deadline:
+            raise Unreachable(
+                f"the process that works on {state} was not ready within {seconds:.0f} s",
+                hint="it may be starting, ending, or redeeming itself: see its log, then run this again",
+            )
+        time.sleep(0.1)
     while not (state / REDEEMED).exists():
         if time.monotonic() > deadline:
             raise Unreachable(f"process {pid} did not redeem within {seconds:.0f} s", hint=f"see its log; it may still do it: {state}")
@@ -41,6 +43,18 @@ def ask_daemon(state: Path, *, seconds: float = 120.0) -> list[dict[str, Any]]:
         raise Unreachable(f"the daemon could not redeem: {answer['error']['message']}", hint=answer["error"]["hint"])
     found: list[dict[str, Any]] = answer["redemptions"]
     return found
+
+
+def _asked(state: Path) -> int | None:
+    """Signal the daemon that says it is ready; its process id, None when there is none (a file left by a process that is gone counts
+    for nothing: the next daemon removes it)."""
+    try:
+        pid = int(json.loads((state / READY).read_text())["pid"])
+        (state / REDEEMED).unlink(missing_ok=True)
+        os.kill(pid, signal.SIGUSR1)
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return pid
 
 
 async def redeem_on_request(redeemer: Redeemer, state: Path) -> None:

@@ -30,7 +30,9 @@ from gpumarket.sdk.settings import ClientSettings
 from gpumarket.settlement.chain import Chain, connect
 from gpumarket.testnet import chain_facts, invariants, ledgers, passages, plan, story
 from gpumarket.testnet.demo_report import DemoReport, JobLine, ReceiptLine, Seconds, VerificationLine, WalletLine
-from gpumarket.testnet.network import CLIENT, SCHEDULER, Network
+from gpumarket.testnet.evidence import Evidence
+from gpumarket.testnet.network import Network
+from gpumarket.testnet.plan import CLIENT, SCHEDULER
 from gpumarket.v1 import terms_pb2 as pb
 
 CHEATER = "cheater"
@@ -115,7 +117,7 @@ class Demo:
         return all(row.state in SETTLED for book in books for row in book.attempts)
 
     async def _redeemed(self, chain: Chain) -> bool:
-        facts = await chain_facts.read_facts(chain, (self._address(SCHEDULER),))
+        facts = await chain_facts.read_facts(chain)
         owed = {Hash(row.channel): row.cumulative for name in self._providers() for row in self._provider_books(name).vouchers}
         owed |= {Hash(row.id): row.used for row in self._scheduler_books().client_channels}
         return not facts.credited and all(facts.channels[channel].claimed >= amount for channel, amount in owed.items())
@@ -129,10 +131,10 @@ class Demo:
 
     async def _report(self, chain: Chain, told: story.Story, up: float, before: dict[str, Money]) -> DemoReport:
         self.say("checking the invariants")
-        facts = await chain_facts.read_facts(chain, tuple(key.address for key in self.network.wallets.values()))
+        facts = await chain_facts.read_facts(chain)
         client = ledgers.client_books(self.network.folder.state(CLIENT))
         told.refusals |= await self._probe(chain, facts)
-        found = invariants.check_all(self._evidence(chain, facts, client, told))
+        found = invariants.check_all(self._scene(chain, facts, client, told))
         after = await self._balances(chain)
         cheater = self._address(CHEATER)
         verifications = _verifications(client)
@@ -154,20 +156,23 @@ class Demo:
             names={key.address: name for name, key in self.network.wallets.items()},
         )
 
-    def _evidence(self, chain: Chain, facts: chain_facts.ChainFacts, client: ledgers.ClientBooks, told: story.Story) -> invariants.Evidence:
+    def _scene(self, chain: Chain, facts: chain_facts.ChainFacts, client: ledgers.ClientBooks, told: story.Story) -> invariants.Scene:
         pids = [role.process.pid for role in self.network.processes.roles.values()]
         family = [child.pid for pid in pids for child in psutil.Process(pid).children(recursive=True)]
         secrets = [text[:48].encode() for text in (*self.texts, self.question, story.PROMPT)]
         secrets += [file.read_bytes().strip() for file in self.network.folder.keys.glob("*.password")]
         secrets += [key.secret.hex().encode() for key in self.network.wallets.values()]
-        return invariants.Evidence(
+        books = Evidence(
             domain=chain.market_domain,
+            channels_domain=chain.channels_domain,
             chain=facts,
-            scheduler_address=self._address(SCHEDULER),
-            scheduler=self._scheduler_books(),
-            providers={self._address(name): self._provider_books(name) for name in self._providers()},
-            client=client,
-            client_limit=load(ClientSettings, file=self.network.client_config, env={}).exposure_limit,
+            schedulers={SCHEDULER: self._scheduler_books()},
+            providers={name: self._provider_books(name) for name in self._providers()},
+            clients={CLIENT: client},
+            exposure={CLIENT: load(ClientSettings, file=self.network.client_config, env={}).exposure_limit},
+        )
+        return invariants.Scene(
+            books=books,
             secrets=secrets,
             places=invariants.log_places(self.network.folder.logs) + invariants.process_places([*pids, *family]),
             processes=len(pids) + len(family),

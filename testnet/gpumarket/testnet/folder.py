@@ -35,12 +35,15 @@ class Folder:
         return Folder(path.resolve())
 
     def create(self) -> None:
-        """Make it, private. Raises StateLocked while another testnet runs in it."""
+        """Make it, private. Raises StateLocked while another testnet runs in it, ConfigError where there can be no folder."""
         running = [mark.name for mark in self.marks() if mark.alive()]
         if running:
             raise StateLocked(f"a testnet runs in {self.root}: {', '.join(running)}", hint=f"gpumarket testnet down --dir {self.root}")
-        self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
-        self.manifest.unlink(missing_ok=True)
+        try:
+            self.root.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self.manifest.unlink(missing_ok=True)
+        except OSError as error:
+            raise ConfigError(f"cannot use the folder {self.root}: {error.strerror}", hint="give another with --dir") from error
 
     @property
     def manifest(self) -> Path:
@@ -88,7 +91,7 @@ class Folder:
         """What runs here. Raises ConfigError where nothing does."""
         try:
             document: dict[str, Any] = json.loads(self.manifest.read_text())
-        except FileNotFoundError as error:
+        except (FileNotFoundError, NotADirectoryError) as error:
             raise ConfigError(f"no testnet runs in {self.root}", hint="gpumarket testnet up") from error
         return document
 
@@ -99,7 +102,7 @@ class Folder:
         """The processes that were written down last; empty where none were."""
         try:
             return [Mark(**entry) for entry in json.loads((self.root / "processes.json").read_text())]
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return []
 
     def write_marks(self, marks: Sequence[Mark]) -> None:

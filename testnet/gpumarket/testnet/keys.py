@@ -19,6 +19,9 @@ from gpumarket.p2p.identity import load_or_create_seed
 DEPLOYER_SECRET = bytes.fromhex("ac0974bec39a17e36ba4a6b4d238ff944bacb478cbed5efcae784d7bf4f2ff80")
 """Anvil's development account 0: public knowledge."""
 
+P2P_IDENTITY = "p2p.key"
+"""Name of the p2p identity file in a daemon's state folder."""
+
 _BASE58 = "123456789ABCDEFGHJKLMNPQRSTUVWXYZabcdefghijkmnopqrstuvwxyz"
 _ED25519_PEER_PREFIX = bytes.fromhex("002408011220")
 """Identity multihash (0x00, 36 bytes) of the protobuf PublicKey {type: Ed25519, data: 32 bytes} (libp2p peer id specification)."""

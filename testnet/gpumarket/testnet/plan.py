@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 MINILM = "all-MiniLM-L6-v2"
 TINY_LLAMA = "tiny-llama"
+SCHEDULER = "scheduler"
+"""Name of the role; providers are named by the plan."""
+CLIENT = "client"
+CHEATS: Mapping[str, str] = {
+    "lower-precision": "computes in bf16 what it sells as fp32",
+    "cheaper-model": "serves a model of half the layers",
+    "cut-prompt": "reads the first half of the input only",
+    "inflated-count": "states twice the tokens that it delivered",
+    "forged-receipt": "signs its receipts with a key that is not its own",
+    "silence": "takes the job and never answers",
+    "copied-offer": "advertises another provider's machine as its own",
+}
+"""Kinds of dishonest provider (`gpumarket.testnet.cheaters`), in words."""
+COPIED_OFFER = "copied-offer"
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +43,11 @@ class ProviderPlan:
     cheat: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
     """More of ProviderSettings, over the testnet's own."""
+
+    @property
+    def matchable(self) -> bool:
+        """Whether it can ever get a job: nobody lists an offer that is another provider's."""
+        return self.cheat != COPIED_OFFER
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,8 +75,15 @@ def honest(count: int, *, text: int | None = None, warm: bool = False) -> tuple[
 
 
 def cheater(name: str = "cheater", kind: str = "lower-precision") -> ProviderPlan:
-    """A provider that sells a bf16 MiniLM as fp32, for less than anybody asks: that is what a cheater does.
+    """A provider that sells MiniLM for less than anybody asks, and cheats: that is what a cheater does. Raises ValueError for no kind.
 
     It takes no check jobs: as a checker its numbers would be compared too.
     """
+    if kind not in CHEATS:
+        raise ValueError(f"there is no cheat {kind!r}; there are {', '.join(CHEATS)}")
     return ProviderPlan(name, (ModelPlan(MINILM, "0.01"),), kind, {"checks": False})
+
+
+def cheaters(kinds: Sequence[str]) -> tuple[ProviderPlan, ...]:
+    """One of each kind, named after what it does; "cheater" if it is the only one."""
+    return tuple(cheater(kind if len(kinds) > 1 else "cheater", kind) for kind in dict.fromkeys(kinds))

@@ -37,8 +37,22 @@ if os.getppid() != int(sys.argv[1]):
     sys.exit(1)  # the parent died before the signal was set
 os.execv(sys.argv[2], sys.argv[2:])
 """
+_TRACE_VARIABLES = ("OTEL_TRACES_EXPORTER", "OTEL_EXPORTER_OTLP_ENDPOINT", "OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_BSP_SCHEDULE_DELAY")
+"""Where a role's traces go; not OTEL_EXPORTER_OTLP_HEADERS, which may hold a credential."""
 _KEPT_VARIABLES = frozenset(
-    ["PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "LD_LIBRARY_PATH", "CUDA_VISIBLE_DEVICES", "XDG_CACHE_HOME", "VIRTUAL_ENV"]
+    [
+        *_TRACE_VARIABLES,
+        "PATH",
+        "HOME",
+        "LANG",
+        "LC_ALL",
+        "TMPDIR",
+        "TZ",
+        "LD_LIBRARY_PATH",
+        "CUDA_VISIBLE_DEVICES",
+        "XDG_CACHE_HOME",
+        "VIRTUAL_ENV",
+    ]
 )
 
 

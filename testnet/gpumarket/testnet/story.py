@@ -24,6 +24,7 @@ MAX_COST = "0.001"
 JOBS_MAX = 6
 PASSAGES_PER_JOB = 2
 TEXT_TOKENS = 40
+LINE_CHARACTERS = 16
 EXTRA_JOBS_MAX = 40
 """More jobs until the cheater gets one. It is the cheapest of four, so its chance at each is at least a quarter: 1e-5 that all miss it."""
 BEST = 2
@@ -76,10 +77,17 @@ async def _embed(market: Client, texts: list[str], story: Story, say: Callable[[
 
 async def _write(market: Client, story: Story, say: Callable[[str], None]) -> None:
     stream = market.chat(TINY_LLAMA, PROMPT, stream=True, max_tokens=TEXT_TOKENS, max_cost=MAX_COST, explain=True)
-    pieces = [piece async for piece in stream]
+    line = ""
+    async for piece in stream:
+        story.text += piece
+        line += piece
+        if len(line) >= LINE_CHARACTERS:  # a line of its own: jobs that run meanwhile tell theirs in between
+            say(f"a text, as it comes: {line}")
+            line = ""
+    if line:
+        say(f"a text, as it comes: {line}")
     result = stream.result
     assert isinstance(result, ChatResult)
-    story.text = "".join(pieces)
     _note(story, result, say, "a text")
 
 

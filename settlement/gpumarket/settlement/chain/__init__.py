@@ -15,14 +15,18 @@ from gpumarket.settlement.chain.view import (
     ChainView,
     ChannelChanged,
     ChannelOnChain,
+    NewWork,
     NodeChanged,
     NodeOnChain,
 )
+from gpumarket.settlement.chain.view_file import NAME as VIEW_FILE
+from gpumarket.settlement.chain.view_file import ViewFile
 
 __all__ = [
     "PROVIDER",
     "SCHEDULER",
     "VERIFIER",
+    "VIEW_FILE",
     "Actions",
     "Chain",
     "ChainEvent",
@@ -30,10 +34,12 @@ __all__ = [
     "ChannelChanged",
     "ChannelOnChain",
     "Follower",
+    "NewWork",
     "NodeChanged",
     "NodeOnChain",
     "Sender",
     "TransactionReceipt",
+    "ViewFile",
     "connect",
     "sender_tables",
 ]

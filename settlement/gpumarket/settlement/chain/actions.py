@@ -11,7 +11,7 @@ from typing import Any
 
 from gpumarket.core.errors import ChainError
 from gpumarket.core.signing import compact
-from gpumarket.core.units import Address, Hash, Money
+from gpumarket.core.units import Address, Hash, Money, hex0x
 from gpumarket.settlement.chain.connection import Chain, reachable
 from gpumarket.settlement.chain.sender import Sender, TransactionReceipt
 
@@ -55,13 +55,35 @@ class Actions:
 
     # --- registry ----------------------------------------------------------------------------------------------------------
 
-    async def register(self, roles: int, p2p_id: str, tls_key_hash: Hash, endpoint: str) -> TransactionReceipt:
-        """Register this account as a node, or update what it published."""
-        return await self.sender.send("register", self.chain.registry.functions.register(roles, p2p_id, tls_key_hash, endpoint))
+    async def register(
+        self, roles: int, p2p_id: str, tls_key_hash: Hash, endpoint: str, owner: Address | None = None
+    ) -> TransactionReceipt:
+        """Register this account as a node, or update what it published; `owner` is who owns its stake, where that is not itself."""
+        registry = self.chain.registry.functions
+        if owner is None:
+            return await self.sender.send("register", registry.register(roles, p2p_id, tls_key_hash, endpoint))
+        return await self.sender.send("register", registry.registerWithOwner(self._hex(owner), roles, p2p_id, tls_key_hash, endpoint))
 
-    async def stake(self, amount: int) -> TransactionReceipt:
-        """Add to this account's own stake; `approve` comes first."""
-        return await self.sender.send("stake", self.chain.registry.functions.stake(self._me(), amount))
+    async def approve_operator(self, operator: Address, approved: bool) -> TransactionReceipt:
+        """As an owner: agree, or no longer agree, to stand behind an operator that has not registered yet."""
+        return await self.sender.send("approve operator", self.chain.registry.functions.approveOperator(self._hex(operator), approved))
+
+    async def approves(self, owner: Address, operator: Address) -> bool:
+        """Whether an owner has agreed to stand behind an operator."""
+        with reachable(self.chain.settings.rpc_url):
+            return bool(await self.chain.registry.functions.approvedOperator(self._hex(owner), self._hex(operator)).call())
+
+    async def stake(self, amount: int, operator: Address | None = None) -> TransactionReceipt:
+        """Add to the stake of a node (this account's own by default), for its owner; `approve` comes first."""
+        return await self.sender.send("stake", self.chain.registry.functions.stake(self._hex(operator or self.sender.address), amount))
+
+    async def begin_unbond(self, operator: Address, amount: int) -> TransactionReceipt:
+        """As a node's owner: start taking stake out; the delay counts anew for all that is unbonding."""
+        return await self.sender.send("begin unbond", self.chain.registry.functions.beginUnbond(self._hex(operator), amount))
+
+    async def withdraw_stake(self, operator: Address) -> TransactionReceipt:
+        """As a node's owner: take out what has finished unbonding and no dispute holds."""
+        return await self.sender.send("withdraw stake", self.chain.registry.functions.withdraw(self._hex(operator)))
 
     async def register_and_stake(self, roles: int, p2p_id: str, tls_key_hash: Hash, endpoint: str, amount: int) -> None:
         """Approve, register and stake in consecutive transactions that are awaited once."""
@@ -112,17 +134,18 @@ class Actions:
         return await self.sender.send("push", self.chain.channels.functions.push(ids, cumulatives))
 
     async def request_close(self, channel: Hash) -> TransactionReceipt:
-        """Announce the close of a channel of ours: the payee's window to redeem begins."""
-        return await self.sender.send("request close", self.chain.channels.functions.requestClose(channel))
+        """Announce the close of a channel of ours: the payee's window to redeem begins. Never sent twice, also after a restart."""
+        call = self.chain.channels.functions.requestClose(channel)
+        return await self.sender.send(f"request close {hex0x(channel)}", call, once=True)
 
     async def close(self, channel: Hash) -> TransactionReceipt:
-        """Close a channel of ours after its window or its expiry; the rest comes back."""
-        return await self.sender.send("close", self.chain.channels.functions.close(channel))
+        """Close a channel of ours after its window or its expiry; the rest comes back. Never sent twice, also after a restart."""
+        return await self.sender.send(f"close {hex0x(channel)}", self.chain.channels.functions.close(channel), once=True)
 
     async def cooperative_close(self, channel: Hash, cumulative: int, payee_signature: bytes) -> TransactionReceipt:
-        """Close a channel of ours at once with the payee's consent to `cumulative`."""
+        """Close a channel of ours at once with the payee's consent to `cumulative`. Never sent twice, also after a restart."""
         call = self.chain.channels.functions.cooperativeClose(channel, cumulative, payee_signature)
-        return await self.sender.send("cooperative close", call)
+        return await self.sender.send(f"cooperative close {hex0x(channel)}", call, once=True)
 
     async def withdraw(self, to: Address | None = None) -> TransactionReceipt:
         """Pay out what batches credited to this account."""
@@ -142,6 +165,14 @@ class Actions:
             channel = Hash(bytes(event["args"]["id"]))
             paid[channel] = paid.get(channel, 0) + int(event["args"]["amount"])
         return paid
+
+    def closes_at(self, receipt: TransactionReceipt) -> int:
+        """From when on a channel can be closed whose close was asked for in this transaction, unix seconds."""
+        return int(self._event("CloseRequested", receipt)[0]["args"]["closesAt"])
+
+    def refunded(self, receipt: TransactionReceipt) -> Money:
+        """What the closes of this transaction brought back."""
+        return Money(sum(int(event["args"]["refunded"]) for event in self._events("Closed", receipt)))
 
     def skipped(self, receipt: TransactionReceipt) -> list[Hash]:
         """Channels that a batch left out."""

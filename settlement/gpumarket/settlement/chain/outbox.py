@@ -9,7 +9,22 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from sqlalchemy import Column, Connection, Integer, LargeBinary, MetaData, String, Table, column, func, insert, select, table, update
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    Connection,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    column,
+    func,
+    insert,
+    select,
+    table,
+    update,
+)
 
 from gpumarket.core.errors import JournalError
 from gpumarket.core.units import Hash
@@ -20,18 +35,18 @@ _NAME = "chain_transactions"
 _outbox = table(
     _NAME,
     column("id", Integer),
-    column("nonce", Integer),
+    column("nonce", BigInteger),
     column("label", String(200)),
     column("tx_hash", LargeBinary(32)),
     column("raw", LargeBinary),
     column("recipient", LargeBinary(20)),
     column("data", LargeBinary),
-    column("gas", Integer),
+    column("gas", BigInteger),
     column("max_fee", MoneyType()),
     column("priority_fee", MoneyType()),
     column("state", String(8)),
-    column("block", Integer),
-    column("gas_used", Integer),
+    column("block", BigInteger),
+    column("gas_used", BigInteger),
 )
 
 
@@ -62,18 +77,18 @@ def sender_tables(metadata: MetaData) -> Table:
         _NAME,
         metadata,
         Column("id", Integer, primary_key=True, autoincrement=True),
-        Column("nonce", Integer, nullable=False, index=True),
+        Column("nonce", BigInteger, nullable=False, index=True),
         Column("label", String(200), nullable=False, index=True),
         Column("tx_hash", LargeBinary(32), nullable=False, unique=True),
         Column("raw", LargeBinary, nullable=False),
         Column("recipient", LargeBinary(20), nullable=False),
         Column("data", LargeBinary, nullable=False),
-        Column("gas", Integer, nullable=False),
+        Column("gas", BigInteger, nullable=False),
         Column("max_fee", MoneyType(), nullable=False),
         Column("priority_fee", MoneyType(), nullable=False),
         Column("state", String(8), nullable=False, index=True),
-        Column("block", Integer, nullable=False),
-        Column("gas_used", Integer, nullable=False),
+        Column("block", BigInteger, nullable=False),
+        Column("gas_used", BigInteger, nullable=False),
     )
 
 
@@ -110,6 +125,12 @@ def at_nonce(connection: Connection, nonce: int) -> list[Outgoing]:
     """The transaction at a nonce and its replacements, oldest first; none that the node refused."""
     alive = (_outbox.c.nonce == nonce) & (_outbox.c.state != DROPPED)
     return [_row(row) for row in connection.execute(select(_outbox).where(alive).order_by(_outbox.c.id))]
+
+
+def ever_at_nonce(connection: Connection, nonce: int) -> list[Outgoing]:
+    """Everything that was ever signed for a nonce, newest first, refused ones last: any of these bytes may turn up in a block."""
+    rows = connection.execute(select(_outbox).where(_outbox.c.nonce == nonce).order_by(_outbox.c.state == DROPPED, _outbox.c.id.desc()))
+    return [_row(row) for row in rows]
 
 
 def labelled(connection: Connection, label: str) -> Outgoing | None:

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import structlog
 
-from gpumarket.core.errors import ChainError, OutOfFunds
+from gpumarket.core.errors import ChainError, ConfigError, OutOfFunds, WalletError
 from gpumarket.core.keystore import LOCAL_CHAIN_ID
-from gpumarket.core.units import Hash, Money, format_money, hex0x
+from gpumarket.core.units import Address, Hash, Money, format_money, hex0x
 from gpumarket.settlement.chain.actions import Actions
 from gpumarket.settlement.chain.follower import Follower
 from gpumarket.settlement.chain.view import ChainView, NodeOnChain
@@ -30,13 +30,17 @@ class Entry:
     tls_key_hash: Hash
     endpoint: str
     stake: Money
+    owner: Address | None = None
+    """Whose stake it is, where that is not the daemon's own key."""
 
     def holds(self, node: NodeOnChain | None) -> bool:
         """Whether the chain says so already, with at least this stake."""
-        return node is not None and self._published(node) and node.stake >= self.stake
+        return node is not None and self.published(node) and node.stake >= self.stake
 
-    def _published(self, node: NodeOnChain) -> bool:
-        return (node.roles, node.p2p_id, node.tls_key_hash, node.endpoint) == (self.roles, self.p2p_id, self.tls_key_hash, self.endpoint)
+    def published(self, node: NodeOnChain | None) -> bool:
+        """Whether the chain says all but the stake already."""
+        ours = (self.roles, self.p2p_id, self.tls_key_hash, self.endpoint)
+        return node is not None and (node.roles, node.p2p_id, node.tls_key_hash, node.endpoint) == ours
 
     def missing_stake(self, node: NodeOnChain | None) -> Money:
         return Money(max(0, self.stake - (node.stake if node is not None else 0)))
@@ -50,6 +54,10 @@ async def ensure_registered(actions: Actions, follower: Follower, view: ChainVie
     await follower.sync()
     node = view.nodes.get(actions.sender.address)
     missing = entry.missing_stake(node)
+    if entry.owner is not None and entry.owner != actions.sender.address:
+        await _ensure_owned(actions, entry, node, capital, faucet)
+        await _confirmed(actions, follower, view, entry)
+        return
     if missing or capital:
         await _fund(actions, missing, capital, faucet)
     if entry.holds(node):
@@ -61,6 +69,32 @@ async def ensure_registered(actions: Actions, follower: Follower, view: ChainVie
         await actions.register(entry.roles, entry.p2p_id, entry.tls_key_hash, entry.endpoint)
     _log.info("registered", stake=format_money(entry.stake), endpoint=entry.endpoint)
     await _confirmed(actions, follower, view, entry)
+
+
+async def _ensure_owned(actions: Actions, entry: Entry, node: NodeOnChain | None, capital: int, faucet: bool) -> None:
+    """Register under a cold owner. Its tokens never pass through this key: what is missing of the stake is the owner's to add."""
+    assert entry.owner is not None
+    me, owner = hex0x(actions.sender.address), hex0x(entry.owner)
+    if node is not None and node.owner != entry.owner:
+        raise ConfigError(
+            f"the registry names {hex0x(node.owner)} as the owner of {me}, for good; the settings name {owner}",
+            hint="set owner to that address, or make a new operator key: gpumarket wallet create",
+        )
+    if capital:
+        await _fund(actions, 0, capital, faucet)
+    if not entry.published(node):
+        await _require_gas(actions)
+        if node is None and not await actions.approves(entry.owner, actions.sender.address):
+            raise WalletError(
+                f"{owner} has not agreed to own the stake of {me}", hint=f"with the owner's key: gpumarket stake approve {me}"
+            )
+        await actions.register(entry.roles, entry.p2p_id, entry.tls_key_hash, entry.endpoint, entry.owner)
+        _log.info("registered", owner=owner, endpoint=entry.endpoint)
+    if missing := entry.missing_stake(node):
+        raise OutOfFunds(
+            f"{me} is registered, and {format_money(missing)} of its stake are missing",
+            hint=f"with the owner's key: gpumarket stake add {me} {format_money(missing)}; then start again",
+        )
 
 
 async def _require_gas(actions: Actions) -> None:

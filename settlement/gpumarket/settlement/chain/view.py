@@ -5,11 +5,11 @@ The view is derived, never a source: it is rebuilt from events and may be thrown
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Generic, Protocol, TypeVar
 
-from gpumarket.core.errors import ChainError
+from gpumarket.core.errors import ChainError, Unreachable
 from gpumarket.core.units import ZERO_HASH, Address, Hash, parse_address
 
 PROVIDER, SCHEDULER, VERIFIER = 1, 2, 4
@@ -74,6 +74,8 @@ class ChainView:
     channels: dict[Hash, ChannelOnChain] = field(default_factory=dict)
     nodes: dict[Address, NodeOnChain] = field(default_factory=dict)
     block: int = -1
+    trouble: str = ""
+    """Why the view is too old or too doubtful to take on new work that money depends on; empty while all is well."""
     _subscribers: list[Callable[[ChainEvent], None]] = field(default_factory=list)
 
     def subscribe(self, callback: Callable[[ChainEvent], None]) -> None:
@@ -84,6 +86,41 @@ class ChainView:
         """The follower's: tell the subscribers."""
         for callback in self._subscribers:
             callback(event)
+
+
+Channel = TypeVar("Channel", covariant=True)
+
+
+class Troubled(Protocol[Channel]):
+    """A view that may be too old or too doubtful."""
+
+    @property
+    def channels(self) -> Mapping[Hash, Channel]: ...
+    @property
+    def trouble(self) -> str: ...
+
+
+class NewWork(Mapping[Hash, Channel], Generic[Channel]):
+    """A view's channels for whoever takes on new work: every look raises Unreachable while the view is in trouble."""
+
+    def __init__(self, view: Troubled[Channel]) -> None:
+        self._view = view
+
+    def __getitem__(self, key: Hash) -> Channel:
+        require_untroubled(self._view.trouble)
+        return self._view.channels[key]
+
+    def __iter__(self) -> Iterator[Hash]:
+        return iter(self._view.channels)
+
+    def __len__(self) -> int:
+        return len(self._view.channels)
+
+
+def require_untroubled(trouble: str) -> None:
+    """Raises Unreachable (retryable) with the reason why nothing new may be begun on this view of the chain."""
+    if trouble:
+        raise Unreachable(f"no new work is taken on: {trouble}", hint="what runs goes on; try again when the chain answers, or elsewhere")
 
 
 def channel_after(channel: ChannelOnChain | None, name: str, args: Mapping[str, Any]) -> ChannelOnChain | None:

@@ -15,7 +15,7 @@ import numpy as np
 from gpumarket.core.codec import open_lease, open_order, open_receipt, parse
 from gpumarket.core.errors import BadReceipt, ProtocolError
 from gpumarket.core.signing import Domain
-from gpumarket.core.terms import JobSpec, Lease, Receipt, Task, VerificationProfile, output_chain, request_hash, sampling_seed
+from gpumarket.core.terms import JobSpec, Lease, Receipt, Task, VerificationProfile, opens_request, output_chain, sampling_seed
 from gpumarket.core.units import Address
 from gpumarket.settlement.verification.decide import Decision, Verdict, decide_embed, decide_text
 from gpumarket.v1 import market_pb2 as mpb
@@ -53,7 +53,7 @@ def open_evidence(domain: Domain, opening: mpb.Opening) -> Evidence:
         raise ProtocolError("the opening's order is not the one that its lease was made for")
     if receipt.lease != lease.struct_hash:
         raise ProtocolError("the opening's receipt belongs to another lease")
-    if request_hash(opening.salt, opening.request) != spec.request_hash:
+    if not opens_request(opening.salt, opening.request, spec.request_hash):
         raise ProtocolError("the opening's request is not the one that was ordered")
     evidence = Evidence(lease, spec, receipt, _request(spec.task, opening.request), tuple(opening.output))
     _check_receipt(evidence)

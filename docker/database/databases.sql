@@ -1,0 +1,2 @@
+CREATE DATABASE scheduler;
+CREATE DATABASE scheduler_2;
