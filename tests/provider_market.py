@@ -78,7 +78,10 @@ class Conversation:
         self.finished: pb.Finished | None = None
 
     async def open(self, message: pb.InferOpen | None = None) -> Conversation:
-        await self.call.write(pb.InferRequest(open=message or self.job.open()))
+        try:
+            await self.call.write(pb.InferRequest(open=message or self.job.open()))
+        except grpc.aio.AioRpcError as error:  # refused before it was written
+            raise from_rpc(error, "the provider") from error
         reply = await self.read()
         assert reply is not None
         assert reply.WhichOneof("message") == "started"

@@ -142,6 +142,32 @@ async def test_sender_restart_with_one_in_the_pool_does_not_reuse_its_nonce(loca
     await journal.close()
 
 
+async def test_sender_caller_that_goes_away_at_any_step_leaves_nothing_unsent(
+    local: LocalChain, chain: Chain, journal: Journal, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = await mined_nonces(chain)
+    sender = Sender(chain, KEY, journal)
+    for step in ("committing", "offering"):
+        reached, go_on = asyncio.Event(), asyncio.Event()
+
+        async def held(*given: Any, real: Any, reached: asyncio.Event = reached, go_on: asyncio.Event = go_on) -> Any:
+            reached.set()
+            await go_on.wait()
+            return await real(*given)
+
+        holder, name = {"committing": (journal, "transact"), "offering": (sender._mempool, "offer")}[step]
+        with monkeypatch.context() as patched:
+            patched.setattr(holder, name, partial(held, real=getattr(holder, name)))
+            task = asyncio.create_task(sender.send(step, faucet(chain)))
+            await reached.wait()
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            go_on.set()
+        await until(lambda step=step: step in [r.label for r in rows(journal, outbox.MINED)])  # type: ignore[misc]
+    assert await mined_nonces(chain) == before + 2
+    await sender.close()
+
+
 async def test_sender_once_is_not_sent_twice_even_by_the_next_process(local: LocalChain, chain: Chain, tmp_path: Path) -> None:
     file = tmp_path / "once.db"
     before = await mined_nonces(chain)

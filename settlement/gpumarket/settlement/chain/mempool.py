@@ -6,6 +6,7 @@ overloaded pool, an internal error, no answer) leaves open whether they are out 
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import structlog
@@ -34,6 +35,17 @@ _REFUSED = (
     "not supported",
 )
 _log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class TransactionReceipt:
+    """A mined transaction that did not revert. `logs` are web3 log receipts; `block_hash` is what a confirmation compares."""
+
+    tx_hash: Hash
+    gas_used: int
+    block: int
+    block_hash: bytes
+    logs: tuple[Any, ...]
 
 
 class Mempool:
@@ -131,6 +143,17 @@ class Mempool:
         except (ClientError, OSError, TimeoutError, Web3Exception) as error:
             _log.warning("lookup_failed", reason=str(error) or type(error).__name__)
         return True
+
+
+def mined_receipt(found: Any) -> TransactionReceipt:
+    """A node's receipt, as it answers it."""
+    return TransactionReceipt(
+        Hash(bytes(found["transactionHash"])),
+        int(found["gasUsed"]),
+        int(found["blockNumber"]),
+        bytes(found["blockHash"]),
+        tuple(found["logs"]),
+    )
 
 
 def _why(error: Any) -> str:

@@ -24,7 +24,7 @@ from gpumarket.settlement.chain import outbox
 from gpumarket.settlement.chain.connection import Chain, reachable
 from gpumarket.settlement.chain.gas import check_fee, quote, replacement
 from gpumarket.settlement.chain.gas_tally import GasTally
-from gpumarket.settlement.chain.mempool import Mempool
+from gpumarket.settlement.chain.mempool import Mempool, TransactionReceipt, mined_receipt
 from gpumarket.settlement.chain.outbox import DROPPED, FAILED, MINED, PENDING, Outgoing, sender_tables
 from gpumarket.settlement.journal import Journal
 
@@ -36,17 +36,6 @@ GAP_MAX = 8
 """Most nonces that a node may claim beyond what the journal knows; more is a lie or another process."""
 FILL_GAS = 21_000
 _log = structlog.get_logger()
-
-
-@dataclass(frozen=True, slots=True)
-class TransactionReceipt:
-    """A mined transaction that did not revert. `logs` are web3 log receipts; `block_hash` is what a confirmation compares."""
-
-    tx_hash: Hash
-    gas_used: int
-    block: int
-    block_hash: bytes
-    logs: tuple[Any, ...]
 
 
 class Sender:
@@ -61,6 +50,7 @@ class Sender:
         self._mempool = Mempool(chain, key.address)
         self._stuck_seconds, self._patience_seconds = stuck_seconds, patience_seconds
         self._lock = asyncio.Lock()
+        self._begun: set[asyncio.Task[list[Outgoing]]] = set()
         self._watched: dict[int, _Watch] = {}
         self._worth: dict[int, int] = {}
         """What some nonces may cost in wei, beyond the usual bounds."""
@@ -90,24 +80,13 @@ class Sender:
     async def send_all(self, items: Sequence[tuple[str, Any, int | None]]) -> list[TransactionReceipt]:
         """Send several calls (label, call, gas limit or None) with consecutive nonces, then wait for all. A call that depends on an
         earlier one of the list needs its gas limit given: it cannot be estimated before that one is mined."""
-        async with self._lock:
+        begun = asyncio.get_running_loop().create_task(self._begin(items))
+        self._begun.add(begun)
+        begun.add_done_callback(self._begun.discard)
+        await asyncio.wait({begun})  # it goes on when the caller is cancelled: what is in the journal is offered and watched
+        if begun.cancelled():
             self._refuse_closed()
-            await self._chain.verify_id()
-            with reachable(self._chain.settings.rpc_url):
-                await self._resume()
-                drafts = [await self._draft(*item) for item in items]
-                nonce = await self._next_nonce()
-                signed = [self._sign(replace(draft, nonce=nonce + i)) for i, draft in enumerate(drafts)]
-            stored = await self._journal.transact(lambda c: [outbox.add(c, transaction) for transaction in signed])
-            for position, transaction in enumerate(stored):
-                try:
-                    await self._mempool.offer(transaction)
-                except TransactionFailed:
-                    unsent = stored[position:]
-                    await self._journal.transact(partial(outbox.drop, transactions=unsent))
-                    raise
-                self._watch(transaction)
-        return [await self._wait(transaction) for transaction in stored]
+        return [await self._wait(transaction) for transaction in begun.result()]
 
     async def resume(self) -> None:
         """Broadcast again what an earlier process left pending, and see it through in the background. The first send does it too."""
@@ -140,7 +119,7 @@ class Sender:
                 elif found["status"] != 1:
                     raise TransactionFailed(f"transaction {hex0x(receipt.tx_hash)} reverted after a reorganisation")
                 elif bytes(found["blockHash"]) != receipt.block_hash:
-                    receipt = _mined(found)
+                    receipt = mined_receipt(found)
                 elif head >= receipt.block + self._chain.settings.confirmations:
                     return receipt
             except TransactionFailed:
@@ -157,17 +136,43 @@ class Sender:
     async def close(self) -> None:
         """Stop waiting, in the background and for callers; what is pending stays in the journal. Nothing is sent after it."""
         self._closed = True
-        tasks = [watch.task for watch in self._watched.values()]
+        tasks = [*self._begun, *(watch.task for watch in self._watched.values())]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     # --- making ------------------------------------------------------------------------------------------------------------
 
+    async def _begin(self, items: Sequence[tuple[str, Any, int | None]]) -> list[Outgoing]:
+        """Sign the calls, commit them, give them to the node and watch them."""
+        async with self._lock:
+            self._refuse_closed()
+            await self._chain.verify_id()
+            with reachable(self._chain.settings.rpc_url):
+                await self._resume()
+                drafts = [await self._draft(*item) for item in items]
+                nonce = await self._next_nonce()
+                signed = [self._sign(replace(draft, nonce=nonce + i)) for i, draft in enumerate(drafts)]
+            stored = await self._journal.transact(lambda c: [outbox.add(c, transaction) for transaction in signed])
+            for position, transaction in enumerate(stored):
+                try:
+                    await self._mempool.offer(transaction)
+                except TransactionFailed:
+                    unsent = stored[position:]
+                    await self._journal.transact(partial(outbox.drop, transactions=unsent))
+                    raise
+                self._watch(transaction)
+        return stored
+
     async def _draft(self, label: str, call: Any, gas: int | None) -> Outgoing:
         """An unsigned transaction, its gas estimated (which is where most reverts show) and its fee at twice the base fee."""
         price = await quote(self._chain)
-        fields = {"from": self._hex_address(), "gas": 1, "maxFeePerGas": price.max_fee, "maxPriorityFeePerGas": price.priority}
+        fields = {
+            "from": self._chain.w3.to_checksum_address(self.address),
+            "gas": 1,
+            "maxFeePerGas": price.max_fee,
+            "maxPriorityFeePerGas": price.priority,
+        }
         built = await call.build_transaction({**fields, "nonce": 0, "value": 0, "chainId": self._chain.book.chain_id})
         recipient, data = bytes.fromhex(built["to"][2:]), _bytes(built["data"])
         if gas is None:
@@ -304,7 +309,7 @@ class Sender:
             )
         if state == FAILED:
             raise TransactionFailed(f"{candidate.label} reverted: {await self._mempool.why_reverted(candidate, block)}")
-        return _mined(found)
+        return mined_receipt(found)
 
     async def _send_again(self, tx_hash: Hash) -> None:
         for transaction in self._journal.read(lambda c: outbox.in_state(c, PENDING, MINED)):
@@ -359,9 +364,6 @@ class Sender:
                 ours = [stored]
             await self._mempool.broadcast(ours[-1])
 
-    def _hex_address(self) -> str:
-        return str(self._chain.w3.to_checksum_address(self.address))
-
 
 @dataclass(frozen=True, slots=True)
 class _Watch:
@@ -375,16 +377,6 @@ def _log_if_nobody_asks(transaction: Outgoing) -> Any:
             _log.warning("transaction_failed", label=transaction.label, reason=str(error))
 
     return done
-
-
-def _mined(found: Any) -> TransactionReceipt:
-    return TransactionReceipt(
-        Hash(bytes(found["transactionHash"])),
-        int(found["gasUsed"]),
-        int(found["blockNumber"]),
-        bytes(found["blockHash"]),
-        tuple(found["logs"]),
-    )
 
 
 def _bytes(value: Any) -> bytes:
