@@ -48,6 +48,7 @@ PURE = (
     "core.terms",
     "core.errors",
     "core.signing",
+    "core.seeds",
     "core.ports",
     "node.engine.sampling",
     "node.offers",
