@@ -76,6 +76,7 @@ async def test_embed_returns_rows_receipt_and_cost_within_the_quote(tmp_path: Pa
         assert 0 < result.cost <= quote.maximum
         assert result.verdict.state is VerdictState.NOT_DRAWN
         assert result.provider == market.scheduler.providers[0].key.address
+        assert result.receipt is not None
         assert result.receipt.output_hash == output_chain([row.tobytes() for row in result.vectors])
         assert [a.outcome for a in result.attempts] == ["completed"]
         assert client.jobs()[0].state == "done"
@@ -269,7 +270,8 @@ async def test_crash_midway_is_resumed_from_the_journal_without_paying_twice(tmp
         await client.__aenter__()
         await client.add_model("chat", sdk_models.CHAT.digest)
         stream = client.chat("chat", "hello", stream=True, max_tokens=30)
-        seen = await anext(aiter(stream))
+        output = aiter(stream)  # held: a reader that is let go leaves the job
+        seen = await anext(output)
         key = client.jobs()[0].job
         await crash(client)
         first.hold = None
