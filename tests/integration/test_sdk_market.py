@@ -18,6 +18,7 @@ from sdk_market import CLIENT, FakeMarket, FakeProvider, fake_market, vector
 from gpumarket.core.daemon import StateFolder
 from gpumarket.core.errors import (
     JobFailed,
+    JournalError,
     NetworkError,
     NoProvider,
     OutOfFunds,
@@ -270,8 +271,7 @@ async def test_crash_midway_is_resumed_from_the_journal_without_paying_twice(tmp
         await client.__aenter__()
         await client.add_model("chat", sdk_models.CHAT.digest)
         stream = client.chat("chat", "hello", stream=True, max_tokens=30)
-        output = aiter(stream)  # held: a reader that is let go leaves the job
-        seen = await anext(output)
+        seen = await anext(aiter(stream))
         key = client.jobs()[0].job
         await crash(client)
         first.hold = None
@@ -287,6 +287,8 @@ async def test_crash_midway_is_resumed_from_the_journal_without_paying_twice(tmp
             assert result.cost < whole.cost * 2
             assert (await again.resume(key)).cost == result.cost
             assert await again.resume_all() == []
+        with pytest.raises(JournalError):
+            await stream.aclose()  # the dead client's journal is closed, and takes no word of it any more
 
 
 async def crash(client: Client) -> None:

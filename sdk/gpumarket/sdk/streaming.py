@@ -7,7 +7,6 @@ what was delivered, and `end` says how much that was.
 from __future__ import annotations
 
 import asyncio
-import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, aclosing
 from dataclasses import dataclass, field
@@ -61,23 +60,23 @@ class _Reading:
 class ChatStream:
     """Pieces of text: `async for piece in stream`. After the end, `stream.result` is the whole, and `stream.end` says what it cost.
 
-    Leaving the loop, `aclose`, and cancelling the task that reads stop the provider within a second; what was delivered is paid. A loop
-    that was left cannot be taken up again. Use the stream as a context manager where an exception may end the loop: Python keeps its
-    variables until somebody has seen that exception. When the answer is drawn for a check and found wrong, the iteration ends with
-    ResultRejected: the text that came is void, and `result` holds the answer of another provider where one could be had.
+    `aclose`, leaving the `async with`, and cancelling the task that reads stop the provider within a second; what was delivered is paid.
+    So does leaving the loop, once nobody holds the stream any more; a stream that is held can be read on. When the answer is drawn for a
+    check and found wrong, the iteration ends with ResultRejected: the text that came is void, and `result` holds the answer of another
+    provider where one could be had.
     """
 
     def __init__(self, begin: Begin, build: Build, end_of: EndOf) -> None:
         self._reading = _Reading(begin, build, end_of)
-        self._unread: AsyncGenerator[Piece, None] | None = _run(self._reading)
-        self._taken: weakref.ref[AsyncGenerator[Piece, None]] | None = None
+        self._pieces = _run(self._reading)
+        self._texts = _texts(self._pieces)
 
     def __aiter__(self) -> AsyncIterator[str]:
-        return _texts(self._take())
+        return self._texts
 
     def pieces(self) -> AsyncIterator[Piece]:
         """Every piece as it came, with its tokens and, where they were asked for, their logprobs. To be iterated instead of the stream."""
-        return self._take()
+        return self._pieces
 
     async def __aenter__(self) -> ChatStream:
         return self
@@ -126,22 +125,11 @@ class ChatStream:
     async def aclose(self) -> None:
         """Stop the provider, unless the answer is whole; may be called while another task reads. Returns when the job is over and billed:
         a second at most where the provider says nothing, or, for an answer that is whole, when its check is."""
-        generator = self._unread or (self._taken() if self._taken is not None else None)
-        if generator is not None and not cast("AsyncGeneratorType[Piece, None]", generator).ag_running:
-            await generator.aclose()
+        if not cast("AsyncGeneratorType[Piece, None]", self._pieces).ag_running:
+            await self._pieces.aclose()
         self._reading.leave()
         if self._reading.begun:
             await self._reading.over.wait()
-
-    def _take(self) -> AsyncGenerator[Piece, None]:
-        """The generator, which from now on only its reader holds: when that one lets go, it is closed."""
-        generator, self._unread = self._unread, None
-        if generator is None:
-            generator = self._taken() if self._taken is not None else None
-        if generator is None:
-            raise JobFailed("this stream was left and has ended", hint="ask again")
-        self._taken = weakref.ref(generator)
-        return generator
 
 
 async def _texts(pieces: AsyncGenerator[Piece, None]) -> AsyncGenerator[str, None]:
