@@ -317,8 +317,6 @@ class _Attempt:
         batch: list[tuple[bytes, int]] = []
         todo = self.items()
         for index, (item, cost) in enumerate(todo):
-            if self.left:
-                break
             if self.provider.dies_after_items is not None and index == self.provider.dies_after_items:
                 await context.abort(grpc.StatusCode.UNAVAILABLE, "killed")
             if index == self.provider.silent_after_items:
@@ -331,6 +329,8 @@ class _Attempt:
                     batch = []
                 self.moved.clear()
                 await self.moved.wait()
+            if self.left:
+                break
             units, sent, chain = units + cost, sent + 1, output_chain([item], chain)
             batch.append((item, cost))
             if len(batch) == self.provider.frame_items or index + 1 == len(todo):
