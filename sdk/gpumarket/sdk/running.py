@@ -274,11 +274,14 @@ class JobRun:
 
     async def _apply(self, events: Sequence[Event]) -> tuple[tuple[bytes, ...], pb.SignedAck | None]:
         """Let the machine take these events, make all that follows durable in one transaction; what may go out is the answer."""
-        progress, instructions, nonce = self.progress, list[Instruction](), self.progress.nonce
+        progress, instructions, fresh_nonce = self.progress, list[Instruction](), None
         for event in events:
+            before = progress.nonce
             progress, more = handle(progress, event)
             instructions += more
-        fresh_nonce = progress.nonce if progress.nonce != nonce else None
+            fresh_nonce = (
+                progress.nonce if progress.nonce not in (None, before) else fresh_nonce
+            )  # though the attempt ends in the same breath
         ack = _newest_ack(instructions)
         signed = signed_ack(self._desk.signer, self._desk.domain, ack) if ack is not None else None
         number = self.progress.attempt

@@ -80,7 +80,7 @@ class Rows(msgspec.Struct, tag=True, frozen=True):
     data: bytes
 
 
-class Tokens(msgspec.Struct, tag=True, frozen=True):
+class Tokens(msgspec.Struct, tag=True, frozen=True, omit_defaults=True):
     call: int
     tokens: tuple[int, ...]
     finish_reason: str
