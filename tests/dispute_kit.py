@@ -59,9 +59,12 @@ class Deal:
         skip: int = 0,
         name: bytes = b"job",
         profile: VerificationProfile = TEXT_FP32,
+        client_seed: int | None = None,
     ) -> mpb.Opening:
         """A generated text; its first `skip` tokens came from an earlier attempt."""
         request = pb.GenerateRequest(prompt=prompt, max_tokens=max(1, len(tokens)), temperature_milli=1_000, top_p_ppm=1_000_000)
+        if client_seed is not None:
+            request.client_seed = client_seed
         items = [token_item(token) for token in tokens]
         return self._opening(profile, request.SerializeToString(), items, len(prompt), len(tokens) - skip, skip, skip, name)
 

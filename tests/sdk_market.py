@@ -165,6 +165,14 @@ class FakeProvider(pgrpc.ProviderServicer):
     acks: list[Ack] = field(default_factory=list)
     prefixes: list[list[int]] = field(default_factory=list)
     cancelled: bool = False
+    cancelled_at: float = 0.0
+    """By the loop's clock, when it was told to stop."""
+    last_word: bool = True
+    """Whether a job that its client left gets a receipt."""
+    sent_units: int = 0
+    """Of the newest attempt."""
+    change_logprobs: Callable[[ppb.TokenLogprobs], object] = lambda _: None
+    requests: list[bytes] = field(default_factory=list)
     endpoint: str = ""
     tls_key_hash: Hash = ZERO_HASH
 
@@ -234,6 +242,7 @@ class FakeProvider(pgrpc.ProviderServicer):
         assert request_hash(opened.salt, opened.request) == spec.request_hash
         self.jobs.append(lease)
         self.prefixes.append(list(opened.prefix))
+        self.requests.append(opened.request)
         if self.busy:
             await rpc.abort(context, Busy("the queue is full"))
         attempt = _Attempt(self, lease, spec, opened)
@@ -254,8 +263,13 @@ class _Attempt:
 
     def __init__(self, provider: FakeProvider, lease: Lease, spec: JobSpec, opened: ppb.InferOpen) -> None:
         self.provider, self.lease, self.spec, self.opened = provider, lease, spec, opened
-        self.acked, self.moved = 0, asyncio.Event()
+        self.acked, self.moved, self.told = 0, asyncio.Event(), asyncio.Event()
         self.nonce = Hash(keccak256(lease.struct_hash + provider.name.encode()))
+
+    @property
+    def left(self) -> bool:
+        """Whether the client wants no more."""
+        return self.told.is_set()
 
     async def read(self, requests: AsyncIterator[ppb.InferRequest]) -> None:
         async for message in requests:
@@ -269,6 +283,9 @@ class _Attempt:
                     return
             if message.cancel:
                 self.provider.cancelled = True
+                self.told.set()
+                self.provider.cancelled_at = asyncio.get_running_loop().time()
+                self.moved.set()
                 return
 
     def items(self) -> list[tuple[bytes, int]]:
@@ -306,19 +323,29 @@ class _Attempt:
                 if batch:
                     yield self._frame(batch, units)
                 await asyncio.Event().wait()
-            while units + cost - self.acked > self.lease.window_units and units > self.acked:
+            while units + cost - self.acked > self.lease.window_units and units > self.acked and not self.left:
                 if batch:
                     yield self._frame(batch, units)
                     batch = []
                 self.moved.clear()
                 await self.moved.wait()
+            if self.left:
+                break
             units, sent, chain = units + cost, sent + 1, output_chain([item], chain)
             batch.append((item, cost))
             if len(batch) == self.provider.frame_items or index + 1 == len(todo):
                 yield self._frame(batch, units)
                 batch = []
             if self.provider.hold is not None and index + 1 == self.provider.hold_after_items:
-                await self.provider.hold.wait()
+                waiting = [asyncio.ensure_future(self.provider.hold.wait()), asyncio.ensure_future(self.told.wait())]
+                await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+                for task in waiting:
+                    task.cancel()
+        if self.left:
+            if not self.provider.last_word:
+                await asyncio.Event().wait()
+            if batch:
+                yield self._frame(batch, units)  # was on its way
         receipt = Receipt(
             lease=self.lease.struct_hash,
             nonce=self.nonce,
@@ -328,7 +355,7 @@ class _Attempt:
             prefix_hash=self.lease.prefix_hash,
             prompt_units=self.spec.prompt_units,
             output_units=units,
-            outcome=self.provider.outcome,
+            outcome=Outcome.CANCELLED if self.left else self.provider.outcome,
             finished_at=SystemClock().now(),
         )
         signed = signed_receipt(self.provider.key, DOMAIN, self.provider.change_receipt(receipt))
@@ -336,11 +363,23 @@ class _Attempt:
 
     def _frame(self, batch: list[tuple[bytes, int]], units: int) -> ppb.InferReply:
         frame = ppb.Frame(units=units)
+        self.provider.sent_units = units
         if self.spec.task is Task.GENERATE:
             frame.tokens.extend(int.from_bytes(item, "little") for item, _ in batch)
+            request = parse(pb.GenerateRequest, self.opened.request)
+            if request.HasField("top_logprobs"):
+                frame.logprobs.extend(self._logprobs(token, request.top_logprobs) for token in frame.tokens)
         else:
             frame.items.extend(item for item, _ in batch)
         return ppb.InferReply(frame=self.provider.change_frame(frame))
+
+    def _logprobs(self, token: int, count: int) -> ppb.TokenLogprobs:
+        """The token itself is the likeliest, its neighbours follow."""
+        found = ppb.TokenLogprobs(token=token, logprob=-0.5)
+        found.top.extend((token + i) % 320 for i in range(count))
+        found.top_logprobs.extend(-0.5 if i == 0 else -2.0 - i for i in range(count))
+        self.provider.change_logprobs(found)
+        return found
 
 
 # --- scheduler -----------------------------------------------------------------------------------------------------------------

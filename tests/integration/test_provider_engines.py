@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import subprocess
@@ -13,10 +14,11 @@ from typing import Any
 import numpy as np
 import pytest
 from node_fixtures import Job, embed_job, generate_job, text_hash
-from provider_market import provider_at, until
+from provider_market import provider_at, refusal, until
 
 from gpumarket.core.errors import ConfigError, UnknownModel
-from gpumarket.core.terms import Outcome, Task, sampling_seed
+from gpumarket.core.seeds import drawing_seed
+from gpumarket.core.terms import Outcome, Task, sampling_seed, token_item
 from gpumarket.core.units import Hash, hex0x
 from gpumarket.node.engine.process import EngineProcess
 from gpumarket.node.models.minilm import minilm_path
@@ -24,7 +26,9 @@ from gpumarket.node.models.store import ModelStore
 from gpumarket.node.provider import Stock
 from gpumarket.node.settings import ModelSetting
 from gpumarket.node.stock import default_engine_factory, open_stock
+from gpumarket.sdk.logprobs import logprobs_flaw, logprobs_of
 from gpumarket.settlement.verification import Verdict, decide_text, profile_for
+from gpumarket.v1 import provider_pb2 as pb
 from gpumarket.v1 import terms_pb2 as terms
 
 SENTENCES = ((101, 1037, 2417, 4419, 102), (101, 7592, 2088, 102), (101, 7592, 102))
@@ -109,6 +113,91 @@ async def test_provider_generates_what_its_own_check_confirms_and_survives_its_e
         await until(lambda: not engine.running)
         again = await running.attempt(generate_job(entry.model, max_tokens=8, name=b"again", now=int(time.time()))).open()
         assert (await again.read_finished()).outcome is Outcome.COMPLETED
+
+
+async def test_provider_draws_from_the_clients_seed_whoever_leased_and_its_check_confirms_it(store: ModelStore, tmp_path: Path) -> None:
+    entry = stock(store, "tiny-llama")
+    body = terms.GenerateRequest(prompt=[5, 6, 7], max_tokens=64, temperature_milli=1000, top_p_ppm=900_000, client_seed=-7)
+    async with serving(tmp_path, entry) as running:
+        first, second = [await text_of(running, entry, body, name) for name in (b"first", b"second")]
+        assert first.nonce != second.nonce
+        assert first.tokens == second.tokens
+        seed = drawing_seed(body, first.job.lease.struct_hash, Hash(first.nonce))
+        assert (await check(running, entry, body, first.tokens, seed, b"check")).verdict is Verdict.ACCEPTED
+        leased = sampling_seed(first.job.lease.struct_hash, Hash(first.nonce))
+        assert (await check(running, entry, body, first.tokens, leased, b"wrong")).verdict is Verdict.REJECTED
+        body.client_seed = 8
+        assert (await text_of(running, entry, body, b"other")).tokens != first.tokens
+
+
+async def test_provider_attempt_that_goes_on_elsewhere_continues_under_the_clients_seed(store: ModelStore, tmp_path: Path) -> None:
+    """Positions are absolute and the seed is one: the joined text is the text that one provider alone would have given."""
+    entry = stock(store, "tiny-llama")
+    body = terms.GenerateRequest(prompt=[5, 6, 7], max_tokens=32, temperature_milli=1000, top_p_ppm=1_000_000, client_seed=3)
+    async with serving(tmp_path, entry) as running:
+        whole = (await text_of(running, entry, body, b"whole")).tokens
+        begun: dict[str, Any] = {"prefix": tuple(whole[:13]), "prefix_units": 13, "prefix_hash": text_hash(whole[:13]), "attempt": 2}
+        job = Job(entry.model, Task.GENERATE, body.SerializeToString(), 3, 32, 64, now=int(time.time()), **begun)
+        talk = await running.attempt(job).open()
+        await talk.read_finished()
+        assert talk.tokens == whole[13:]
+
+
+async def test_provider_tells_logprobs_beside_its_tokens(store: ModelStore, tmp_path: Path) -> None:
+    entry = stock(store, "tiny-llama")
+    body = terms.GenerateRequest(prompt=[5, 6, 7], max_tokens=24, temperature_milli=1000, top_p_ppm=1_000_000, client_seed=3)
+    async with serving(tmp_path, entry) as running:
+        plain = await text_of(running, entry, body, b"plain")
+        assert not any(frame.logprobs for frame in plain.frames)
+        body.top_logprobs = 4
+        told = await text_of(running, entry, body, b"told")
+        assert told.tokens == plain.tokens, "who asks for logprobs gets the same text"
+        for frame in told.frames:
+            items = [token_item(token) for token in frame.tokens]
+            assert logprobs_flaw(4, items, logprobs_of(frame)) == ""
+        body.top_logprobs = 21
+        refused = await refusal(running.attempt(Job(entry.model, Task.GENERATE, body.SerializeToString(), 3, 24, 8, now=int(time.time()))))
+        assert "top_logprobs is 21" in refused.message
+
+
+async def test_provider_told_to_stop_closes_the_engines_call(store: ModelStore, tmp_path: Path) -> None:
+    """From the client's word, and from its hanging up, to an engine process that has no call open; how long it took is told."""
+    entry = stock(store, "tiny-llama")
+    async with serving(tmp_path, entry) as running:
+        for how in ("cancel", "hang up"):
+            job = generate_job(entry.model, max_tokens=400, window=64, name=how.encode(), now=int(time.time()))
+            talk = await running.attempt(job).open()
+            await talk.read_units(2)
+            engine = running.provider.engines.seats[entry.model.manifest.digest]._engine
+            assert (await engine.stats())["open"] == 1
+            began = time.monotonic()
+            if how == "cancel":
+                await talk.call.write(pb.InferRequest(cancel=True))
+            else:
+                talk.call.cancel()
+            async with asyncio.timeout(20):
+                while (await engine.stats())["open"]:  # noqa: ASYNC110  another process
+                    await asyncio.sleep(0.005)
+            print(f"{how}: {time.monotonic() - began:.3f} s to a closed call")
+            assert talk.units < 400
+            if how == "cancel":
+                receipt = await talk.read_finished()
+                assert receipt.outcome is Outcome.CANCELLED
+                assert receipt.output_units < 400
+
+
+async def text_of(running: Any, entry: Stock, body: terms.GenerateRequest, name: bytes) -> Any:
+    """A whole text, of a lease of its own."""
+    job = Job(entry.model, Task.GENERATE, body.SerializeToString(), len(body.prompt), body.max_tokens, 64, name=name, now=int(time.time()))
+    talk = await running.attempt(job).open()
+    talk.frames = []
+    while talk.finished is None:
+        reply = await talk.read()
+        assert reply is not None
+        if reply.HasField("frame"):
+            talk.frames.append(reply.frame)
+    await talk.end()
+    return talk
 
 
 async def check(running: Any, entry: Stock, body: terms.GenerateRequest, output: list[int], seed: bytes, name: bytes) -> Any:

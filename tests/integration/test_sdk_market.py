@@ -18,6 +18,7 @@ from sdk_market import CLIENT, FakeMarket, FakeProvider, fake_market, vector
 from gpumarket.core.daemon import StateFolder
 from gpumarket.core.errors import (
     JobFailed,
+    JournalError,
     NetworkError,
     NoProvider,
     OutOfFunds,
@@ -76,6 +77,7 @@ async def test_embed_returns_rows_receipt_and_cost_within_the_quote(tmp_path: Pa
         assert 0 < result.cost <= quote.maximum
         assert result.verdict.state is VerdictState.NOT_DRAWN
         assert result.provider == market.scheduler.providers[0].key.address
+        assert result.receipt is not None
         assert result.receipt.output_hash == output_chain([row.tobytes() for row in result.vectors])
         assert [a.outcome for a in result.attempts] == ["completed"]
         assert client.jobs()[0].state == "done"
@@ -285,6 +287,8 @@ async def test_crash_midway_is_resumed_from_the_journal_without_paying_twice(tmp
             assert result.cost < whole.cost * 2
             assert (await again.resume(key)).cost == result.cost
             assert await again.resume_all() == []
+        with pytest.raises(JournalError):
+            await stream.aclose()  # the dead client's journal is closed, and takes no word of it any more
 
 
 async def crash(client: Client) -> None:

@@ -104,6 +104,17 @@ async def test_judge_salt_that_takes_bytes_from_the_request_shows_nothing() -> N
     assert await judge().number(dispute_about(raw, found), raw) == 0
 
 
+@pytest.mark.parametrize(("seed", "expected"), [(None, NUMBER_MAX), (7, 0)])
+async def test_judge_text_drawn_from_its_clients_own_seed_shows_nothing(seed: int | None, expected: int) -> None:
+    """The text is longer than the model takes, which no honest provider signs for: with a seed of the client's not even that accuses."""
+    text = on_sale(Task.GENERATE)
+    tokens = [9] * (text.manifest.max_input_tokens + 1)
+    found = Deal(CLIENT, SCHEDULER, PROVIDER, text.manifest.digest).text([1, 2, 3], tokens, client_seed=seed)
+    raw = found.SerializeToString()
+    seat = Seat(text, lambda: ScriptedEngine("generate"), 4, FixedClock())
+    assert await Judge(DOMAIN, Engines({text.manifest.digest: seat})).number(dispute_about(raw, found), raw) == expected
+
+
 async def test_judge_broken_engine_gives_no_number() -> None:
     engine = ScriptedEngine("embed")
     engine.alive = False

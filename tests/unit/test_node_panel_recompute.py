@@ -11,7 +11,7 @@ from dispute_kit import DOMAIN, Deal, seed_of
 from node_fixtures import ScriptedEngine, manifest
 from numpy.typing import NDArray
 
-from gpumarket.core.errors import EngineFailed, ProtocolError
+from gpumarket.core.errors import EngineFailed, NotDisputable, ProtocolError
 from gpumarket.core.signing import LocalKey
 from gpumarket.core.terms import Task
 from gpumarket.node.engine.base import EmbedRequest, GenerateRequest, Segment
@@ -44,6 +44,11 @@ def test_work_text_is_replayed_whole_under_the_attempts_own_seed() -> None:
 def test_work_result_of_another_task_than_the_models_refused() -> None:
     with pytest.raises(ProtocolError, match="cannot be disputed"):
         work_of(open_evidence(DOMAIN, deal(EMBED).embed([[1]], [ROW])), TEXT)
+
+
+def test_work_text_drawn_from_its_clients_own_seed_refused() -> None:
+    with pytest.raises(NotDisputable, match="client_seed"):
+        work_of(open_evidence(DOMAIN, deal(TEXT).text([1, 2, 3], [7, 8, 9], client_seed=0)), TEXT)
 
 
 def test_work_text_longer_than_the_model_takes_refused() -> None:

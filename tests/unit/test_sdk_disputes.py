@@ -13,7 +13,7 @@ import sdk_models
 from sdk_market import CLIENT, TOKEN, FakeMarket, FakeProvider, MemoryChain, fake_market
 
 from gpumarket.core.codec import from_proto
-from gpumarket.core.errors import ConfigError, NetworkError, OutOfFunds, ResultRejected
+from gpumarket.core.errors import ConfigError, NetworkError, NotDisputable, OutOfFunds, ResultRejected
 from gpumarket.core.terms import Lease, keccak256
 from gpumarket.core.units import Hash, Money, hex0x
 from gpumarket.sdk import Client, ClientSettings, disputes, store
@@ -210,3 +210,14 @@ async def test_dispute_of_a_text_needs_two_checks_that_find_it_gross(tmp_path: P
         assert not stored(client)
         monkeypatch.undo()
         assert (await disputes.open_dispute(client.desk, wrong.job)).outcome == ""
+
+
+async def test_dispute_of_a_text_drawn_from_the_clients_own_seed_refused_though_it_goes_unpaid(tmp_path: Path) -> None:
+    async with market_of(tmp_path, Contract()) as (market, client):
+        result = await client.chat("chat", "w1 w2", max_tokens=80, seed=11)
+        (wrong,) = result.rejected
+        assert wrong.cost == 0
+        with pytest.raises(NotDisputable, match="client_seed"):
+            await client.dispute(wrong.job)
+        assert not stored(client)
+        assert [r.verdict for r in market.scheduler.reports if r.job == wrong.job] == [mpb.VERDICT_REJECTED]

@@ -87,7 +87,7 @@ def outcome_document(result: JobOutcome) -> dict[str, Any]:
             for a in result.attempts
         ],
         "rejected": [{"job": hex0x(r.job), "provider": hex0x(r.provider), "reason": r.reason, "cost": r.cost} for r in result.rejected],
-        "receipt": hex0x(result.receipt.struct_hash),
+        "receipt": hex0x(result.receipt.struct_hash) if result.receipt is not None else None,
         "warnings": [str(warning) for warning in result.warnings],
     }
 

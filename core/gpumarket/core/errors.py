@@ -4,7 +4,9 @@
     ├── ConfigError                    3   yours: settings, files, extras
     │   ├── MissingExtra                   a command whose optional packages are not installed
     │   ├── PortInUse
-    │   └── StateLocked                    another process works on this state folder
+    │   ├── StateLocked                    another process works on this state folder
+    │   ├── JobIdReused                    another request was made under this job id
+    │   └── NotDisputable                  drawn from the client's own seed: no ground for slashing
     ├── WalletError                    4   yours: wallet keys
     │   ├── WrongPassword
     │   └── KeyFileExposed
@@ -90,6 +92,14 @@ class PortInUse(ConfigError):
 
 class StateLocked(ConfigError):
     code = "state_locked"
+
+
+class JobIdReused(ConfigError):
+    code = "job_id_reused"
+
+
+class NotDisputable(ConfigError):
+    code = "not_disputable"
 
 
 class WalletError(GpumarketError):

@@ -12,14 +12,19 @@ from dataclasses import dataclass
 from gpumarket.core.errors import ProtocolError
 from gpumarket.core.terms import Ack
 from gpumarket.core.units import Hash
+from gpumarket.node.engine.base import TokenLogprobs
 
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """One item of the output chain: a token (uint32 LE) or a row (float32 LE), and the units that it is billed as."""
+    """One item of the output chain: a token (uint32 LE) or a row (float32 LE), and the units that it is billed as.
+
+    `logprobs` go beside a token where they were asked for: not hashed, not billed.
+    """
 
     data: bytes
     units: int
+    logprobs: TokenLogprobs | None = None
 
 
 class Meter:

@@ -40,6 +40,7 @@ from gpumarket.node.attempt import (
     Send,
     Stalled,
 )
+from gpumarket.node.engine.base import TokenLogprobs
 from gpumarket.node.engines import Place
 from gpumarket.node.meter import Item
 from gpumarket.node.pace import Stopwatch
@@ -50,6 +51,8 @@ from gpumarket.v1 import provider_pb2 as pb
 from gpumarket.v1 import terms_pb2 as terms
 
 FRAME_BYTES_MAX = 1 << 20
+MESSAGE_BYTES = 4
+"""What tag and length of a message in a frame take at most."""
 STOP_SECONDS = 10.0
 _log = structlog.get_logger()
 
@@ -281,18 +284,27 @@ def _frames(task: Task, items: Sequence[Item], units: int) -> list[pb.Frame]:
     frames: list[pb.Frame] = []
     size = FRAME_BYTES_MAX
     for item in items:
-        if size + len(item.data) > FRAME_BYTES_MAX:
+        told = _logprobs(item.logprobs) if item.logprobs is not None else None
+        bytes_ = len(item.data) + (told.ByteSize() + MESSAGE_BYTES if told is not None else 0)
+        if size + bytes_ > FRAME_BYTES_MAX:
             frames.append(pb.Frame())
             size = 0
         frame = frames[-1]
-        size += len(item.data)
+        size += bytes_
         sent += item.units
         frame.units = sent
         if task is Task.GENERATE:
             frame.tokens.append(int.from_bytes(item.data, "little"))
+            if told is not None:
+                frame.logprobs.append(told)
         else:
             frame.items.append(item.data)
     return frames
+
+
+def _logprobs(told: TokenLogprobs) -> pb.TokenLogprobs:
+    top, values = zip(*told.top, strict=True) if told.top else ((), ())
+    return pb.TokenLogprobs(token=told.token, logprob=told.logprob, top=top, top_logprobs=values)
 
 
 def _tell(done: asyncio.Future[None] | None) -> None:

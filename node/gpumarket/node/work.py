@@ -16,10 +16,11 @@ from numpy.typing import NDArray
 
 from gpumarket.core.codec import parse
 from gpumarket.core.errors import EngineFailed, ProtocolError
-from gpumarket.core.terms import JobSpec, Lease, ModelManifest, Task, output_chain, sampling_seed, token_item
+from gpumarket.core.seeds import drawing_seed
+from gpumarket.core.terms import JobSpec, Lease, ModelManifest, Task, output_chain, token_item
 from gpumarket.core.units import ZERO_HASH, Hash
 from gpumarket.node.attempt import Ended, Produced
-from gpumarket.node.engine.base import EmbedRequest, Engine, GenerateRequest, Sampling, Segment
+from gpumarket.node.engine.base import Chunk, EmbedRequest, Engine, GenerateRequest, Sampling, Segment
 from gpumarket.node.meter import Item
 from gpumarket.v1 import terms_pb2 as pb
 
@@ -81,7 +82,7 @@ async def run(work: Work, engine: Engine) -> AsyncGenerator[Produced | Ended, No
             async with _closing(engine.generate(request)) as chunks:
                 async for chunk in chunks:
                     reason = chunk.finish_reason
-                    yield Produced(tuple(Item(token_item(token), 1) for token in chunk.tokens))
+                    yield Produced(_tokens(request, chunk))
             if not reason:
                 raise EngineFailed("the engine stopped without a reason in the middle of a text")
             yield Ended(reason)
@@ -103,7 +104,7 @@ def _generate(
     delivered = output_chain(token_item(token) for token in _uint32(prefix))
     if len(prefix) != lease.prefix_units or delivered != lease.prefix_hash:
         raise ProtocolError(f"the {len(prefix)} delivered tokens are not the {lease.prefix_units} that the lease continues from")
-    return GenerateWork(_generate_request(body, sampling_seed(lease.struct_hash, nonce), tuple(prefix)))
+    return GenerateWork(_generate_request(body, drawing_seed(body, lease.struct_hash, nonce), tuple(prefix)))
 
 
 def _embed(lease: Lease, spec: JobSpec, manifest: ModelManifest, body: pb.EmbedRequest) -> EmbedWork:
@@ -148,7 +149,18 @@ def _check(lease: Lease, spec: JobSpec, manifest: ModelManifest, body: pb.CheckR
 
 def _generate_request(body: pb.GenerateRequest, seed: bytes, prefix: tuple[int, ...]) -> GenerateRequest:
     sampling = Sampling(body.temperature_milli, body.top_p_ppm, seed)
-    return GenerateRequest(tuple(body.prompt), body.max_tokens, tuple(body.stop_tokens), sampling, prefix)
+    top_logprobs = body.top_logprobs if body.HasField("top_logprobs") else None
+    return GenerateRequest(tuple(body.prompt), body.max_tokens, tuple(body.stop_tokens), sampling, prefix, top_logprobs)
+
+
+def _tokens(request: GenerateRequest, chunk: Chunk) -> tuple[Item, ...]:
+    """Raises EngineFailed for a chunk whose logprobs are not those of its tokens: the client would blame this provider."""
+    if request.top_logprobs is None:
+        return tuple(Item(token_item(token), 1) for token in chunk.tokens)
+    told = chunk.logprobs
+    if tuple(t.token for t in told) != chunk.tokens or any(len(t.top) != request.top_logprobs for t in told):
+        raise EngineFailed(f"the engine gave {len(told)} logprobs that are not those of the {len(chunk.tokens)} tokens that it drew")
+    return tuple(Item(token_item(t.token), 1, t) for t in told)
 
 
 def _require_task(manifest: ModelManifest, task: Task, asked: Task) -> None:

@@ -794,7 +794,7 @@ class Receipt(_message.Message):
     lease: _builtins.bytes
     """struct hash of the Lease"""
     nonce: _builtins.bytes
-    """the provider's, sent in its first frame; sampling seed = keccak256(lease | nonce)"""
+    """the provider's, sent in its first frame; sampling seed = keccak256(lease | nonce), unless the client brought its own"""
     request_hash: _builtins.bytes
     """as in the JobSpec: what was worked on"""
     output_hash: _builtins.bytes
@@ -1034,12 +1034,20 @@ class GenerateRequest(_message.Message):
     STOP_TOKENS_FIELD_NUMBER: _builtins.int
     TEMPERATURE_MILLI_FIELD_NUMBER: _builtins.int
     TOP_P_PPM_FIELD_NUMBER: _builtins.int
+    CLIENT_SEED_FIELD_NUMBER: _builtins.int
+    TOP_LOGPROBS_FIELD_NUMBER: _builtins.int
     max_tokens: _builtins.int
     """over all attempts"""
     temperature_milli: _builtins.int
     """0 is greedy"""
     top_p_ppm: _builtins.int
     """1,000,000 keeps every candidate"""
+    client_seed: _builtins.int
+    """Present: every attempt draws from keccak256("client-seed" | int64 big-endian) instead of a seed of its own, and the result may be
+    rejected but not disputed.
+    """
+    top_logprobs: _builtins.int
+    """present: frames carry TokenLogprobs, each with so many alternatives; at most 20"""
     @_builtins.property
     def prompt(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
         """token ids, chat template already applied"""
@@ -1056,12 +1064,21 @@ class GenerateRequest(_message.Message):
         stop_tokens: _abc.Iterable[_builtins.int] | None = ...,
         temperature_milli: _builtins.int = ...,
         top_p_ppm: _builtins.int = ...,
+        client_seed: _builtins.int | None = ...,
+        top_logprobs: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_client_seed", b"_client_seed", "_top_logprobs", b"_top_logprobs", "client_seed", b"client_seed", "top_logprobs", b"top_logprobs"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["max_tokens", b"max_tokens", "prompt", b"prompt", "stop_tokens", b"stop_tokens", "temperature_milli", b"temperature_milli", "top_p_ppm", b"top_p_ppm"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_client_seed", b"_client_seed", "_top_logprobs", b"_top_logprobs", "client_seed", b"client_seed", "max_tokens", b"max_tokens", "prompt", b"prompt", "stop_tokens", b"stop_tokens", "temperature_milli", b"temperature_milli", "top_logprobs", b"top_logprobs", "top_p_ppm", b"top_p_ppm"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__client_seed: _TypeAlias = _typing.Literal["client_seed"]  # noqa: Y015
+    _WhichOneofArgType__client_seed: _TypeAlias = _typing.Literal["_client_seed", b"_client_seed"]  # noqa: Y015
+    _WhichOneofReturnType__top_logprobs: _TypeAlias = _typing.Literal["top_logprobs"]  # noqa: Y015
+    _WhichOneofArgType__top_logprobs: _TypeAlias = _typing.Literal["_top_logprobs", b"_top_logprobs"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__client_seed) -> _WhichOneofReturnType__client_seed | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__top_logprobs) -> _WhichOneofReturnType__top_logprobs | None: ...
 
 Global___GenerateRequest: _TypeAlias = GenerateRequest  # noqa: Y015
 
@@ -1076,7 +1093,7 @@ class SeedSegment(_message.Message):
     start: _builtins.int
     """absolute output position"""
     seed: _builtins.bytes
-    """keccak256(lease | nonce)"""
+    """keccak256(lease | nonce), or what a client's own seed makes of it"""
     def __init__(
         self,
         *,

@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, TypedDict, Unpack, overload
@@ -28,14 +29,17 @@ from gpumarket.sdk.chain_port import ChainPort
 from gpumarket.sdk.constraints import Constraints
 from gpumarket.sdk.desk import Desk
 from gpumarket.sdk.dispute_view import DisputeView
+from gpumarket.sdk.job_ids import job_id_of
 from gpumarket.sdk.lock import LockedModel, find, read_lock
 from gpumarket.sdk.model_files import LoadedModel
 from gpumarket.sdk.models import Models
 from gpumarket.sdk.opening import open_desk
-from gpumarket.sdk.requests import Body, Sampling, chat_body, completion_body, embed_body, warnings_to_json
+from gpumarket.sdk.requests import Body, Inputs, Sampling, Tokens, chat_body, completion_body, embed_body, is_one, warnings_to_json
 from gpumarket.sdk.results import AccountView, ChatResult, EmbedResult, JobResult, JobSummary, OfferView, Quote
 from gpumarket.sdk.settings import ClientSettings
+from gpumarket.sdk.stopping import stop_strings
 from gpumarket.sdk.streaming import ChatStream
+from gpumarket.sdk.texts import TextOrder
 from gpumarket.sdk.tokens import TextCodec
 from gpumarket.settlement.verification import profile_for
 from gpumarket.v1 import market_pb2 as mpb
@@ -50,11 +54,23 @@ _NO_CONSTRAINTS = Constraints()
 
 
 class TextOptions(TypedDict, total=False):
-    """Options of `complete`, and of `chat`. Defaults: 256 tokens, temperature 0.7, top_p 1 (requests.Sampling)."""
+    """Options of `complete`, and of `chat`. Defaults: 256 tokens, temperature 0.7, top_p 1 (requests.Sampling).
+
+    `seed` (64 bits, signed) makes the same request give the same text again at every honest provider of the same profile; such a result is
+    checked, and may be rejected, but never disputed. `stop` names at most 4 strings, before the first of which the text ends: what the
+    provider has drawn by then is paid, and nobody checks a text that ended so early. `logprobs`: the chosen token's, and so many (0 to 20)
+    alternatives', as the provider states them; None is off. `job_id` (32 bytes, your own) makes the call repeatable: again with the same id
+    and the same request it answers with the same job, resumed where it was interrupted, and pays nothing more; with another request it
+    raises JobIdReused.
+    """
 
     max_tokens: int
     temperature: float
     top_p: float
+    seed: int | None
+    stop: str | Sequence[str] | None
+    logprobs: int | None
+    job_id: bytes | None
     max_cost: Amount
     constraints: Constraints
     explain: bool
@@ -123,19 +139,22 @@ class Client:
     async def embed(
         self,
         model: str,
-        inputs: str | Sequence[str],
+        inputs: Inputs,
         *,
         max_cost: Amount = None,
         constraints: Constraints = _NO_CONSTRAINTS,
         explain: bool = False,
+        job_id: bytes | None = None,
     ) -> EmbedResult:
-        """Embed texts. Raises OverMaxCost before anything is sent when the quote is above `max_cost`; UnknownModel, NoProvider, JobFailed,
-        ResultRejected."""
-        loaded = await self._models_.load(model, Task.EMBED)
-        texts = [inputs] if isinstance(inputs, str) else list(inputs)
-        ask = self._ask(loaded, embed_body(loaded, texts), max_cost, constraints, explain)
-        purchase = Purchase(self.desk, ask)
-        result = outcomes.build(self.desk, await purchase.finish(), None)
+        """Embed texts, or lists of token ids, which go out as they are: no special token is added, and none too many is cut. `job_id` as in
+        TextOptions. Raises OverMaxCost before anything is sent when the quote is above `max_cost`; ConfigError for ids that the model does
+        not have; UnknownModel, NoProvider, JobFailed, ResultRejected."""
+        own_id = job_id_of(job_id)
+        async with self.desk.job_ids.one_at_a_time(own_id):
+            loaded = await self._models_.load(model, Task.EMBED)
+            ask = replace(self._ask(loaded, embed_body(loaded, inputs), max_cost, constraints, explain), job_id=own_id)
+            bought = await resuming.ordered_before(self.desk, ask) or await Purchase(self.desk, ask).finish()
+        result = outcomes.build(self.desk, bought, None)
         assert isinstance(result, EmbedResult)
         return result
 
@@ -158,28 +177,27 @@ class Client:
         return self._text(model, lambda m, s: chat_body(m, talk, s), stream, options)
 
     @overload
-    def complete(self, model: str, prompt: str, *, stream: Literal[True], **options: Unpack[TextOptions]) -> ChatStream: ...
+    def complete(self, model: str, prompt: str | Tokens, *, stream: Literal[True], **options: Unpack[TextOptions]) -> ChatStream: ...
 
     @overload
     def complete(
-        self, model: str, prompt: str, *, stream: Literal[False] = False, **options: Unpack[TextOptions]
+        self, model: str, prompt: str | Tokens, *, stream: Literal[False] = False, **options: Unpack[TextOptions]
     ) -> Coroutine[Any, Any, ChatResult]: ...
 
     def complete(
-        self, model: str, prompt: str, *, stream: bool = False, **options: Unpack[TextOptions]
+        self, model: str, prompt: str | Tokens, *, stream: bool = False, **options: Unpack[TextOptions]
     ) -> ChatStream | Coroutine[Any, Any, ChatResult]:
-        """Continue a raw prompt, without a chat template. Otherwise as `chat`."""
+        """Continue a raw prompt, without a chat template; token ids go out as they are. Otherwise as `chat`."""
         return self._text(model, lambda m, s: completion_body(m, prompt, s), stream, options)
 
-    async def quote(
-        self, model: str, inputs: str | Sequence[str], *, max_tokens: int = 256, constraints: Constraints = _NO_CONSTRAINTS
-    ) -> Quote:
-        """What `embed` of these texts, or `chat` with this prompt, would cost at most now. Nothing is reserved or stored."""
+    async def quote(self, model: str, inputs: Inputs, *, max_tokens: int = 256, constraints: Constraints = _NO_CONSTRAINTS) -> Quote:
+        """What `embed` of these inputs, `chat` with this prompt or `complete` of these token ids would cost at most now. Nothing is
+        reserved or stored."""
         ask = await self._preview(model, inputs, max_tokens, constraints)
         return await self.desk.schedulers.ask(lambda hub: ordering.quote(self.desk, hub, ask))
 
     async def explain(
-        self, model: str, inputs: str | Sequence[str], *, max_tokens: int = 256, constraints: Constraints = _NO_CONSTRAINTS
+        self, model: str, inputs: Inputs, *, max_tokens: int = 256, constraints: Constraints = _NO_CONSTRAINTS
     ) -> mpb.Explanation:
         """Why such a job would go where it goes: the drawn candidates' scores, how many each filter removed, some of them with numbers."""
         ask = await self._preview(model, inputs, max_tokens, constraints)
@@ -308,38 +326,32 @@ class Client:
         )
 
     def _text(self, model: str, body_of: BodyOf, stream: bool, options: TextOptions) -> ChatStream | Coroutine[Any, Any, ChatResult]:
-        default = Sampling()
+        default, stops, job_id = Sampling(), stop_strings(options.get("stop")), job_id_of(options.get("job_id"))
         sampling = Sampling(
             options.get("max_tokens", default.max_tokens),
             options.get("temperature", default.temperature),
             options.get("top_p", default.top_p),
+            options.get("seed"),
+            options.get("logprobs"),
         )
-        codecs: list[TextCodec] = []
 
-        async def start() -> tuple[Purchase, TextCodec, frozenset[int]]:
-            loaded = await self._models_.load(model, Task.GENERATE)
+        def ask(loaded: LoadedModel) -> ordering.Ask:
             constraints, explain = options.get("constraints", _NO_CONSTRAINTS), options.get("explain", False)
-            ask = self._ask(loaded, body_of(loaded, sampling), options.get("max_cost"), constraints, explain)
-            codecs.append(loaded.codec)
-            return Purchase(self.desk, ask), loaded.codec, frozenset(loaded.files.stop_tokens)
+            made = self._ask(loaded, body_of(loaded, sampling), options.get("max_cost"), constraints, explain)
+            return replace(made, job_id=job_id, options={**made.options, "stop": list(stops)} if stops else made.options)
 
-        def build(bought: Bought) -> ChatResult:
-            result = outcomes.build(self.desk, bought, codecs[0])
-            assert isinstance(result, ChatResult)
-            return result
+        load = partial(self._models_.load, model, Task.GENERATE)
+        order = TextOrder(self.desk, load, ask, stops, job_id, sampling.logprobs is not None)
+        return order.stream() if stream else order.whole()
 
-        async def whole() -> ChatResult:
-            purchase, _, _ = await start()
-            return build(await purchase.finish())
-
-        return ChatStream(start, build) if stream else whole()
-
-    async def _preview(self, model: str, inputs: str | Sequence[str], max_tokens: int, constraints: Constraints) -> ordering.Ask:
+    async def _preview(self, model: str, inputs: Inputs, max_tokens: int, constraints: Constraints) -> ordering.Ask:
         loaded = await self._models_.load(model)
         if loaded.entry.task is Task.EMBED:
-            body = embed_body(loaded, [inputs] if isinstance(inputs, str) else list(inputs))
+            body = embed_body(loaded, inputs)
         elif isinstance(inputs, str):
             body = chat_body(loaded, _conversation(inputs, None), Sampling(max_tokens))
+        elif is_one(inputs):
+            body = completion_body(loaded, [*inputs], Sampling(max_tokens))
         else:
             raise ConfigError(f"model {model} answers one prompt at a time")
         return self._ask(loaded, body, None, constraints, False)

@@ -14,6 +14,7 @@ from gpumarket.core.units import Address, Money
 from gpumarket.sdk.account import Account
 from gpumarket.sdk.chain_port import PROVIDER, ChainPort
 from gpumarket.sdk.hub import Hub
+from gpumarket.sdk.job_ids import JobIdLocks
 from gpumarket.sdk.lease_rules import Registered
 from gpumarket.sdk.logs import log
 from gpumarket.sdk.peers import Peers
@@ -39,6 +40,7 @@ class Desk:
     random: Random
     pool: Pool = field(default_factory=Pool)
     tracing: Tracing = OFF
+    job_ids: JobIdLocks = field(default_factory=JobIdLocks)
     farewells: set[asyncio.Task[None]] = field(default_factory=set)
 
     @property

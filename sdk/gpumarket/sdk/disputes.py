@@ -13,6 +13,7 @@ from sqlalchemy import Connection
 
 from gpumarket.core.codec import from_proto, parse
 from gpumarket.core.errors import ConfigError, EngineFailed, JournalError, OutOfFunds, ResultRejected
+from gpumarket.core.seeds import require_disputable
 from gpumarket.core.signing import LocalKey
 from gpumarket.core.terms import Lease, Task, VerificationProfile, keccak256
 from gpumarket.core.units import Hash, Money, format_money, hex0x
@@ -43,7 +44,8 @@ def port_of(desk: Desk) -> DisputePort:
 async def open_dispute(desk: Desk, job: Hash) -> StoredDispute:
     """The dispute about a rejected job: the one that was opened before, or a new one whose challenge is mined.
 
-    Raises ConfigError for a job that cannot be disputed, OutOfFunds when the bond is not there, TransactionFailed.
+    Raises ConfigError for a job that cannot be disputed (NotDisputable where its client chose the seed), OutOfFunds when the bond is not
+    there, TransactionFailed.
     """
     port = port_of(desk)
     stored = desk.journal.read(lambda c: dispute_records.of_job(c, job))
@@ -126,6 +128,7 @@ def _rejected(desk: Desk, job: Hash) -> tuple[Delivered, Evidence, VerificationP
         raise ConfigError(f"job {hex0x(job)} is a {found.task.name.lower()} job, which is unpaid when rejected but cannot be disputed")
     subject = desk.journal.read(lambda c: delivered(c, job))
     evidence = open_evidence(desk.domain, subject.opening)
+    require_disputable(evidence.request)
     if desk.signer.address != evidence.lease.client:
         raise ConfigError(f"job {hex0x(job)} was bought by {hex0x(evidence.lease.client)}: only it can dispute the result")
     return subject, evidence, profile_by_digest(evidence.lease.profile)

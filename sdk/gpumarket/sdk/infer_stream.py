@@ -63,6 +63,19 @@ class InferStream:
             found.append(self._queue.get_nowait())
         return found
 
+    async def finished(self, timeout_seconds: float) -> ppb.Finished | None:
+        """The provider's last word, what comes before it thrown away; None when it does not come in this time."""
+        try:
+            async with asyncio.timeout(timeout_seconds):
+                while True:
+                    reply = await self._queue.get()
+                    if isinstance(reply, Lost):
+                        return None
+                    if reply.HasField("finished"):
+                        return reply.finished
+        except TimeoutError:
+            return None
+
     async def hang_up(self) -> None:
         """Drop the call at once."""
         self._call.cancel()

@@ -20,6 +20,8 @@ class JobPlan:
     item_bytes: int = 0
     stop_tokens: frozenset[int] = frozenset()
     attempts_max: int = 5
+    top_logprobs: int | None = None
+    """Alternatives that come beside each token; None where no logprobs were asked for."""
 
     def units_of(self, item: int) -> int:
         """Units of the item at an absolute index."""

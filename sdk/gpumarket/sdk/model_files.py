@@ -56,6 +56,17 @@ class ModelFiles:
             found.add(token)
         return tuple(sorted(found))
 
+    @cached_property
+    def vocabulary(self) -> int:
+        """How many token ids the model has: by its configuration, or else by its tokenizer."""
+        config = self._json("config.json")
+        text = config.get("text_config")
+        for settings in (config, text if isinstance(text, dict) else {}):
+            size = settings.get("vocab_size")
+            if isinstance(size, int) and not isinstance(size, bool) and size > 0:
+                return size
+        return self.codec.vocabulary
+
     def _json(self, name: str) -> dict[str, Any]:
         if name not in self.files:
             return {}

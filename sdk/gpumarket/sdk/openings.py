@@ -6,8 +6,10 @@ from dataclasses import dataclass
 
 from sqlalchemy import Connection
 
+from gpumarket.core.codec import parse
 from gpumarket.core.errors import JournalError
-from gpumarket.core.terms import sampling_seed
+from gpumarket.core.seeds import drawing_seed
+from gpumarket.core.terms import Task
 from gpumarket.core.units import Address, Hash, Money
 from gpumarket.sdk import store
 from gpumarket.v1 import market_pb2 as mpb
@@ -45,13 +47,14 @@ def delivered(connection: Connection, job: Hash) -> Delivered:
         salt=stored.salt,
         output=store.load_output(connection, job),
     )
-    return Delivered(job, last.number, last.lease.provider, last.amount, opening, seed_segments(attempts))
+    segments = seed_segments(parse(pb.GenerateRequest, stored.request), attempts) if stored.task is Task.GENERATE else ()
+    return Delivered(job, last.number, last.lease.provider, last.amount, opening, segments)
 
 
-def seed_segments(attempts: list[store.StoredAttempt]) -> tuple[pb.SeedSegment, ...]:
+def seed_segments(request: pb.GenerateRequest, attempts: list[store.StoredAttempt]) -> tuple[pb.SeedSegment, ...]:
     """Where in the output each attempt's sampling seed begins; attempts that delivered nothing leave none."""
     found: dict[int, bytes] = {}
     for attempt in attempts:
         if attempt.nonce is not None and attempt.units:
-            found[attempt.lease.prefix_units] = sampling_seed(attempt.lease.struct_hash, attempt.nonce)
+            found[attempt.lease.prefix_units] = drawing_seed(request, attempt.lease.struct_hash, attempt.nonce)
     return tuple(pb.SeedSegment(start=start, seed=seed) for start, seed in sorted(found.items()))

@@ -15,7 +15,7 @@ from gpumarket.core.codec import parse, signed_order, to_proto
 from gpumarket.core.errors import ConfigError, OverMaxCost, ProtocolError
 from gpumarket.core.terms import JobSpec, Task, keccak256, request_hash
 from gpumarket.core.units import MONEY_MAX, Address, Hash, Money, format_money, money_from_bytes
-from gpumarket.sdk import store
+from gpumarket.sdk import job_ids, store
 from gpumarket.sdk.account import PaidChannelState
 from gpumarket.sdk.desk import Desk
 from gpumarket.sdk.hub import Hub
@@ -48,8 +48,15 @@ class Ask:
     explain: bool = False
     traceparent: str = ""
     """Context of the span that this belongs to; empty where nothing is traced."""
+    job_id: Hash | None = None
+    """Made by the caller, who may ask for the same job again; None: one is drawn."""
     scheduler: Address | None = None
     """Which one it must go through; None is the one that new orders go to."""
+
+    @property
+    def fingerprint(self) -> Hash:
+        """Of what is asked, to tell two requests under one job id apart."""
+        return job_ids.fingerprint(self.model, self.task, self.request, self.options)
 
 
 async def quote(desk: Desk, hub: Hub, ask: Ask) -> Quote:
@@ -106,6 +113,8 @@ async def place(desk: Desk, ask: Ask) -> tuple[store.StoredJob, PaidChannelState
     job = _new_job(desk, channel, ask, maximum)
 
     def record(connection: Connection) -> None:
+        if ask.job_id is not None:
+            job_ids.claim(connection, ask.job_id, job.job, ask.fingerprint)
         store.add_job(connection, job)
 
     await desk.account.cover(channel, maximum, record)
@@ -122,7 +131,8 @@ def plan_of(spec: JobSpec, request: bytes, attempts_max: int) -> JobPlan:
     """What the session machine needs to know of a request."""
     if spec.task is Task.GENERATE:
         generate = parse(pb.GenerateRequest, request)
-        return JobPlan(spec, stop_tokens=frozenset(generate.stop_tokens), attempts_max=attempts_max)
+        told = generate.top_logprobs if generate.HasField("top_logprobs") else None
+        return JobPlan(spec, stop_tokens=frozenset(generate.stop_tokens), attempts_max=attempts_max, top_logprobs=told)
     if spec.task is Task.EMBED:
         inputs = parse(pb.EmbedRequest, request).inputs
         return JobPlan(spec, item_units=tuple(len(i.ids) for i in inputs), attempts_max=attempts_max)
@@ -144,7 +154,7 @@ def _maximum(desk: Desk, ask: Ask, price: Quote) -> Money:
 
 
 def _new_job(desk: Desk, channel: PaidChannelState, ask: Ask, maximum: Money) -> store.StoredJob:
-    job_id, salt = Hash(desk.random.token(32)), Hash(desk.random.token(32))
+    job_id, salt = ask.job_id or Hash(desk.random.token(32)), Hash(desk.random.token(32))
     spec = _spec(desk, channel.scheduler, ask, job_id, salt, maximum)
     return store.StoredJob(
         job=spec.key,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from gpumarket.core.terms import JobSpec, Lease, Receipt
+from gpumarket.core.terms import JobSpec, Lease, Receipt, Task
 from gpumarket.core.units import Hash
 
 
@@ -25,6 +25,14 @@ def receipt_flaw(receipt: Receipt, lease: Lease, spec: JobSpec, nonce: Hash, out
     if receipt.finished_at > lease.deadline:
         return f"finished at {receipt.finished_at}, after the lease's deadline {lease.deadline}"
     return ""
+
+
+def left_receipt_flaw(receipt: Receipt, lease: Lease, spec: JobSpec, nonce: Hash | None, units: int) -> str:
+    """As `receipt_flaw`, for an attempt that the client left after `units`: the provider may have sent more, up to a window."""
+    least, most = units, units + lease.window_units
+    if receipt.output_units < least or (receipt.output_units > most and spec.task is Task.GENERATE):
+        return f"output_units is {receipt.output_units}, not {least} to {most}"
+    return receipt_flaw(receipt, lease, spec, nonce or receipt.nonce, receipt.output_hash, receipt.output_units)
 
 
 def _show(value: object) -> str:

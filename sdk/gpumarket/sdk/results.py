@@ -8,7 +8,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -72,7 +72,15 @@ class OutputLimited:
         return f"{self.asked} tokens were asked for; the model's context leaves room for {self.allowed}"
 
 
-Warnings = tuple[InputTruncated | OutputLimited, ...]
+@dataclass(frozen=True, slots=True)
+class LogprobsLost:
+    """Warning: logprobs were asked for, but the job was interrupted and they are not kept in the journal."""
+
+    def __str__(self) -> str:
+        return "the logprobs of this answer were lost when the job was interrupted"
+
+
+Warnings = tuple[InputTruncated | OutputLimited | LogprobsLost, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -129,14 +137,15 @@ class JobOutcome:
     """What every result carries.
 
     `cost` is what the job itself costs, `check_cost` what its checks and those of `rejected` cost on top; with what `rejected` cost this
-    is `total_cost`, which never passes max_cost. `receipt` is the provider's verified statement, `signed_receipt` the same, signed.
+    is `total_cost`, which never passes max_cost. `receipt` is the provider's verified statement, `signed_receipt` the same, signed: None
+    only for a text that ended at a stop string and whose provider said nothing more.
     """
 
     job: Hash
     model: str
     provider: Address
-    receipt: Receipt
-    signed_receipt: terms_pb2.SignedReceipt
+    receipt: Receipt | None
+    signed_receipt: terms_pb2.SignedReceipt | None
     lease: Lease
     verdict: Verdict
     cost: Money
@@ -181,14 +190,73 @@ class EmbedResult(JobOutcome, Sequence[NDArray[np.float32]]):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class ChatResult(JobOutcome):
-    """Text. `finish_reason` is "stop" (the model ended) or "length" (max_tokens)."""
+    """Text. `finish_reason` is "stop" (the model ended, or a stop string came, before which `text` ends) or "length" (max_tokens).
+
+    `tokens` are all that were delivered and billed, a few of them perhaps after the stop string; `logprobs`, where they were asked for,
+    are of all of `tokens`.
+    """
 
     text: str
     tokens: tuple[int, ...]
     finish_reason: str
+    logprobs: tuple[TokenLogprob, ...] | None = None
 
 
 JobResult = EmbedResult | ChatResult
+
+
+class Alternative(NamedTuple):
+    """A token that might have come, with the bytes it stands for and its logprob."""
+
+    token: int
+    text: str
+    raw: bytes
+    logprob: float
+
+
+@dataclass(frozen=True, slots=True)
+class TokenLogprob:
+    """What the model thought of a token: natural logarithms of the softmax of its raw logits, at temperature 1 and before top_p.
+
+    The provider's word alone, which nobody checks. `raw` are the token's bytes (a part of a character, perhaps), `top` the likeliest
+    tokens, likeliest first, among which the one that came may be missing.
+    """
+
+    token: int
+    text: str
+    raw: bytes
+    logprob: float
+    top: tuple[Alternative, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a text as it came. `text` lags behind `tokens` while a character is incomplete or a stop string may be in the making.
+    `logprobs` are those of `tokens`; None where none were asked for."""
+
+    text: str
+    tokens: tuple[int, ...]
+    logprobs: tuple[TokenLogprob, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class StreamEnd:
+    """How a stream ended, and what it cost.
+
+    `outcome` is "completed", "cancelled" (the reader left), "rejected" (checked and refused: `cost` is what stays paid) or "failed".
+    `units` are the output tokens that were delivered; a cancelled job pays for these alone, unless its provider had the whole answer out.
+    `usage` counts the prompt all the same. `receipt` is the provider's last statement, None where it gave none.
+    """
+
+    outcome: str
+    job: Hash
+    provider: Address | None
+    usage: Usage
+    units: int
+    cost: Money
+    receipt: Receipt | None = None
+    signed_receipt: terms_pb2.SignedReceipt | None = None
+    finish_reason: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,8 +18,8 @@ from sqlalchemy import Connection
 from gpumarket.core.codec import parse
 from gpumarket.core.errors import ConfigError, JobFailed, ResultRejected
 from gpumarket.core.units import Address, Hash, Money, hex0x
-from gpumarket.sdk import outcomes, reports, store
-from gpumarket.sdk.buying import Bought, Purchase, rejected_result
+from gpumarket.sdk import job_ids, outcomes, reports, store
+from gpumarket.sdk.buying import STOPPED, Bought, Purchase, rejected_result
 from gpumarket.sdk.desk import Desk
 from gpumarket.sdk.openings import delivered
 from gpumarket.sdk.ordering import Ask, plan_of
@@ -34,6 +34,8 @@ async def resume(desk: Desk, job: Hash) -> Bought:
     stored = desk.journal.read(lambda c: store.load_job(c, job))
     if stored is None:
         raise ConfigError(f"job {hex0x(job)} is not in this journal", hint="gpumarket job list")
+    if stored.state == "cancelled" and stored.finish_reason:
+        return Bought(job, Verdict(VerdictState.NOT_DRAWN, STOPPED), Money(0))
     if stored.state in ("failed", "cancelled"):
         reason = stored.verdict_facts.get("reason") or "see its attempts"
         raise JobFailed(f"job {hex0x(job)} {stored.state}: {reason}", hint=f"gpumarket job get {hex0x(job)}")
@@ -50,6 +52,17 @@ async def resume(desk: Desk, job: Hash) -> Bought:
             pass
     assert purchase.outcome is not None
     return purchase.outcome
+
+
+async def ordered_before(desk: Desk, ask: Ask) -> Bought | None:
+    """The end of the job that was ordered under this job id, brought about where it was interrupted; None for a fresh id or none.
+
+    Raises JobIdReused when the id stands for another request, JobFailed for a job that ended without a result: its id is used up.
+    """
+    if ask.job_id is None:
+        return None
+    job = desk.journal.read(partial(job_ids.find, job_id=ask.job_id, asked=ask.fingerprint))
+    return None if job is None else await resume(desk, job)
 
 
 def orphaned_checks(connection: Connection) -> list[Hash]:

@@ -2,8 +2,9 @@
 
     async for items in run.items(): ...      # output as it becomes durable; ends when the answer is whole and its receipt verified
 
-Leaving the iteration early tells the provider to stop; what was received until then is acked and paid. Never: a decision about money
-that is not in `session`, `lease_rules` or `account`.
+Leaving the iteration early, or `leave`, tells the provider to stop; what was received until then is acked and paid. Who does not read the
+iteration acks nothing: the provider stops one window on. Never: a decision about money that is not in `session`, `lease_rules` or
+`account`.
 """
 
 from __future__ import annotations
@@ -20,10 +21,11 @@ from gpumarket.core.codec import signed_ack
 from gpumarket.core.errors import BadSignature, GpumarketError, NetworkError, ProtocolError, Unreachable
 from gpumarket.core.terms import Ack, Task
 from gpumarket.core.units import Address, Hash, Money, hex0x
-from gpumarket.sdk import leasing, store
+from gpumarket.sdk import last_word, leasing, store
 from gpumarket.sdk.account import PaidChannelState, bill
 from gpumarket.sdk.desk import Desk
 from gpumarket.sdk.infer_stream import InferStream, Lost, finished_receipt, frame_items, open_message
+from gpumarket.sdk.logprobs import Logprobs, logprobs_of
 from gpumarket.sdk.logs import log
 from gpumarket.sdk.session import (
     AttemptFailed,
@@ -54,6 +56,8 @@ IDLE_SECONDS = 0.25
 """After this silence everything received is acked, whatever the window: the provider may be waiting for it."""
 FUNDS_PAUSE_SECONDS = 0.3
 """Between two looks at the account while other jobs' maxima are still reserved at the scheduler."""
+LAST_WORD_SECONDS = 1.0
+"""How long a provider whose job we left may take to give its receipt for what it did."""
 
 
 @dataclass(slots=True)
@@ -77,6 +81,11 @@ class JobRun:
         self.will_check = False
         self.traceparent = ""
         """Context of the span that the job belongs to."""
+        self.first = progress.items
+        """Index of the first item that comes out of this run: earlier ones are in the journal."""
+        self.logprobs: list[Logprobs] = []
+        """Of the items that came out, where they were asked for."""
+        self._left: ClientLeaves | None = None
         self._infer: Span = NO_SPAN
         self._wire: _Wire | None = None
         self._retry: RetryElsewhere | None = None
@@ -92,16 +101,32 @@ class JobRun:
     def billed(self) -> Money:
         return self.progress.billed
 
+    @property
+    def answered(self) -> bool:
+        """Whether the provider has given all of its answer: leaving would save nothing."""
+        return self.progress.phase is Phase.DELIVERED or self.progress.last_item is not None
+
+    def leave(self, finish_reason: str = "") -> None:
+        """End the job at what came so far, also while somebody waits in `items`, which then ends within a moment. "stop" as
+        `finish_reason` makes what came the answer. Changes nothing once the answer is whole."""
+        self._left = ClientLeaves(self.progress.attempt, finish_reason)
+
     async def items(self) -> AsyncGenerator[tuple[bytes, ...], None]:
         """Output items as they become durable. Raises JobFailed with every attempt's reason, NoProvider or a refusal before any work."""
         try:
-            while self.progress.phase is not Phase.DELIVERED:
+            while self.progress.phase not in (Phase.DELIVERED, Phase.CANCELLED):
                 if self.progress.phase is Phase.FAILED:
                     raise leasing.failure(self.progress)
+                if self._left is not None:
+                    await self._close_books("cancelled", "the client left", Phase.CANCELLED)
+                    return
                 await self._lease()
                 async with aclosing(self._attempt()) as output:
                     async for items in output:
                         yield items
+        except (GeneratorExit, asyncio.CancelledError):
+            await unbroken(self._close_books("cancelled", "the client left", Phase.CANCELLED))  # where no attempt is under way
+            raise
         except NetworkError as error:
             error.hint = f"nothing is lost: gpumarket job resume {hex0x(self.job.job)}"
             raise
@@ -177,6 +202,9 @@ class JobRun:
         """Read until the attempt is over, journaling and acking on the way."""
         attempt, silent_since = self.progress.attempt, self._desk.clock.monotonic()
         while self.progress.attempt == attempt and self.progress.phase in (Phase.LEASED, Phase.STREAMING):
+            if self._left is not None:
+                await unbroken(self._abandon(stream))
+                return
             replies = await stream.receive(IDLE_SECONDS)
             now = self._desk.clock.monotonic()
             events: list[Event] = [self._event(attempt, reply) for reply in replies]
@@ -202,7 +230,7 @@ class JobRun:
             if reply.HasField("started"):
                 return StartedReceived(attempt, Hash(reply.started.nonce))
             if reply.HasField("frame"):
-                return FrameReceived(attempt, frame_items(reply.frame), reply.frame.units)
+                return FrameReceived(attempt, frame_items(reply.frame), reply.frame.units, logprobs_of(reply.frame))
             if reply.HasField("finished"):
                 return self._finished(attempt, reply.finished, now)
         except (ProtocolError, BadSignature) as error:
@@ -228,23 +256,32 @@ class JobRun:
         return [int.from_bytes(item, "little") for item in stored]
 
     async def _abandon(self, stream: InferStream) -> None:
-        """The caller left: ack what came, tell the provider to stop."""
+        """The caller left: ack what came, tell the provider to stop, and wait a moment for its receipt."""
         if self.progress.phase not in (Phase.LEASED, Phase.STREAMING):
             return
-        _, ack = await self._apply([ClientLeaves(self.progress.attempt)])
+        assert self._wire is not None
+        attempt, reason = self.progress.attempt, self._left.finish_reason if self._left else ""
+        _, ack = await self._apply([ClientLeaves(attempt, reason)])
         if ack is not None:
             await stream.send(ppb.InferRequest(ack=ack))
         await stream.send(ppb.InferRequest(cancel=True))
+        finished = await stream.finished(LAST_WORD_SECONDS)
+        if finished is not None and (ended := await last_word.keep(self._desk, self.job, self._channel, self.progress, finished)):
+            self.progress = ended
+            self._wire.receipt = finished.receipt
 
     # --- carrying instructions out -----------------------------------------------------------------------------------------
 
     async def _apply(self, events: Sequence[Event]) -> tuple[tuple[bytes, ...], pb.SignedAck | None]:
         """Let the machine take these events, make all that follows durable in one transaction; what may go out is the answer."""
-        progress, instructions, nonce = self.progress, list[Instruction](), self.progress.nonce
+        progress, instructions, fresh_nonce = self.progress, list[Instruction](), None
         for event in events:
+            before = progress.nonce
             progress, more = handle(progress, event)
             instructions += more
-        fresh_nonce = progress.nonce if progress.nonce != nonce else None
+            fresh_nonce = (
+                progress.nonce if progress.nonce not in (None, before) else fresh_nonce
+            )  # though the attempt ends in the same breath
         ack = _newest_ack(instructions)
         signed = signed_ack(self._desk.signer, self._desk.domain, ack) if ack is not None else None
         number = self.progress.attempt
@@ -253,8 +290,10 @@ class JobRun:
             await self._desk.journal.transact(work)
         self.progress = progress
         self._settle_books(instructions)
-        items = tuple(item for i in instructions if isinstance(i, Record | Conclude) for item in i.items)
-        return items, signed
+        given = [i for i in instructions if isinstance(i, Record | Conclude)]
+        for step in given:
+            self.logprobs += step.logprobs
+        return tuple(item for step in given for item in step.items), signed
 
     def _writes(
         self, number: int, instructions: Sequence[Instruction], nonce: Hash | None, ack: pb.SignedAck | None, progress: Progress
@@ -279,7 +318,8 @@ class JobRun:
                     store.end_attempt(connection, job, step.end, ack, receipt)
                     if isinstance(step, GiveUp | Leave):
                         state = "failed" if isinstance(step, GiveUp) else "cancelled"
-                        store.set_job(connection, job, state=state, billed=progress.billed, ended_at=now)
+                        reason = progress.finish_reason[:16]
+                        store.set_job(connection, job, state=state, billed=progress.billed, finish_reason=reason, ended_at=now)
                         bill(connection, channel, progress.billed)
 
         return work
@@ -296,19 +336,21 @@ class JobRun:
             elif isinstance(step, GiveUp | Leave):
                 self._desk.account.release(self._channel, self.job.spec.max_amount, self.progress.billed)
 
-    async def _close_books(self, state: str, reason: str) -> None:
+    async def _close_books(self, state: str, reason: str, phase: Phase = Phase.FAILED) -> None:
         """A job that ends between attempts (no lease to be had, a lease refused): its maximum is free again."""
         if self.progress.phase is not Phase.ORDERED and self.progress.phase is not Phase.LEASED:
             return
         billed, now, channel, job = self.progress.billed, self._desk.clock.now(), self._channel.id, self.job.job
+        told = self._left.finish_reason if self._left is not None else ""
 
         def work(connection: Connection) -> None:
-            store.set_verdict(connection, job, "", {"reason": reason[:2_000]}, state=state, billed=billed, ended_at=now)
+            facts = {"reason": reason[:2_000]}
+            store.set_verdict(connection, job, "", facts, state=state, billed=billed, finish_reason=told, ended_at=now)
             bill(connection, channel, billed)
 
         await self._desk.journal.transact(work)
         self._desk.account.release(self._channel, self.job.spec.max_amount, billed)
-        self.progress = replace(self.progress, phase=Phase.FAILED)
+        self.progress = replace(self.progress, phase=phase)
 
 
 async def unbroken(work: Coroutine[Any, Any, T]) -> T:

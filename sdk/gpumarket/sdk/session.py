@@ -26,8 +26,9 @@ from gpumarket.core.terms import Ack, Lease, Outcome, Receipt, output_chain
 from gpumarket.core.units import ZERO_HASH, Address, Hash, Money
 from gpumarket.sdk.frames import accept_items
 from gpumarket.sdk.job_plan import JobPlan
+from gpumarket.sdk.logprobs import Logprobs, logprobs_flaw
 from gpumarket.sdk.receipts import receipt_flaw
-from gpumarket.settlement.pricing import attempt_amount, client_amount
+from gpumarket.settlement.pricing import attempt_amount, client_amount, counts_as_complete
 
 RETRY_MARGIN_SECONDS = 2
 """Nearer to its deadline than this a job is not given to another provider: it could not earn anything."""
@@ -72,6 +73,8 @@ class Progress:
     item_bytes: int = 0
     last_item: bytes | None = None
     """The item that completes the answer, held back until the receipt verifies."""
+    last_logprobs: tuple[Logprobs, ...] = ()
+    """Those of the item held back; empty where none were asked for."""
     ends: tuple[AttemptEnd, ...] = ()
     receipt: Receipt | None = None
     finish_reason: str = ""
@@ -112,6 +115,7 @@ class FrameReceived:
     attempt: int
     items: tuple[bytes, ...]
     units: int
+    logprobs: tuple[Logprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,9 +148,10 @@ class AttemptFailed:
 
 @dataclass(frozen=True, slots=True)
 class ClientLeaves:
-    """The caller wants no more of it."""
+    """The caller wants no more of it. `finish_reason` "stop": what it has is all it wanted, as it ends at a stop string."""
 
     attempt: int
+    finish_reason: str = ""
 
 
 Event = LeaseReceived | StartedReceived | FrameReceived | StreamIdle | FinishedReceived | AttemptFailed | ClientLeaves
@@ -157,11 +162,12 @@ Event = LeaseReceived | StartedReceived | FrameReceived | StreamIdle | FinishedR
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """Make `items` (from absolute index `first`) and `ack` durable, then hand the items out, then send the ack."""
+    """Make `items` (from absolute index `first`) and `ack` durable, then hand the items out with their logprobs, then send the ack."""
 
     first: int
     items: tuple[bytes, ...]
     ack: Ack | None
+    logprobs: tuple[Logprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +178,7 @@ class Conclude:
     items: tuple[bytes, ...]
     ack: Ack
     receipt: Receipt
+    logprobs: tuple[Logprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,7 +230,7 @@ def handle(progress: Progress, event: Event) -> Step:
         case AttemptFailed():
             return _end(progress, event.reason, event.detail, event.now)
         case ClientLeaves():
-            return _leave(progress)
+            return _leave(progress, event.finish_reason)
 
 
 def restored(progress: Progress, first: int, items: Iterable[bytes]) -> Progress:
@@ -257,13 +264,14 @@ def _frame(progress: Progress, event: FrameReceived) -> Step:
     items = event.items
     last = items[-1] if plan.completes(progress.items + len(items) - 1, items[-1]) else None
     kept = items[:-1] if last is not None else items
+    told, held = event.logprobs[: len(kept)], event.logprobs[len(kept) :]
     first = progress.items
-    progress = replace(_take(progress, kept), last_item=last, item_bytes=progress.item_bytes or len(items[0]))
+    progress = replace(_take(progress, kept), last_item=last, last_logprobs=held, item_bytes=progress.item_bytes or len(items[0]))
     if not _ack_due(progress):
-        return progress, [Record(first, kept, None)] if kept else []
+        return progress, [Record(first, kept, None, told)] if kept else []
     progress, (record,) = _acknowledge(progress)
     assert isinstance(record, Record)
-    return progress, [replace(record, first=first, items=kept)]
+    return progress, [replace(record, first=first, items=kept, logprobs=told)]
 
 
 def _frame_flaw(progress: Progress, event: FrameReceived) -> str:
@@ -276,7 +284,7 @@ def _frame_flaw(progress: Progress, event: FrameReceived) -> str:
     units = sum(progress.plan.units_of(progress.items + i) for i in range(len(event.items)))
     if event.units != progress.attempt_units + units:
         return f"a frame that ends at unit {event.units}; expected {progress.attempt_units + units}"
-    return ""
+    return logprobs_flaw(progress.plan.top_logprobs, event.items, event.logprobs)
 
 
 def _ack_due(progress: Progress) -> bool:
@@ -297,7 +305,7 @@ def _finished(progress: Progress, event: FinishedReceived) -> Step:
         return _end(progress, "bad-output", "the provider says completed, but the answer is not", event.now)
     assert progress.lease is not None and progress.nonce is not None
     first, last = progress.items, progress.last_item
-    whole = replace(_take(progress, (last,)), last_item=None)
+    whole, told = replace(_take(progress, (last,)), last_item=None, last_logprobs=()), progress.last_logprobs
     flaw = receipt_flaw(event.receipt, progress.lease, progress.plan.spec, progress.nonce, whole.output_hash, whole.attempt_units)
     if flaw:
         return _end(progress, "bad-output", f"the receipt does not hold: {flaw}", event.now)
@@ -311,7 +319,7 @@ def _finished(progress: Progress, event: FinishedReceived) -> Step:
         finish_reason=event.finish_reason,
         ends=(*progress.ends, end),
     )
-    return whole, [Conclude(first, (last,), ack, event.receipt)]
+    return whole, [Conclude(first, (last,), ack, event.receipt, told)]
 
 
 def _broken(progress: Progress, flaw: str) -> Step:
@@ -328,6 +336,7 @@ def _end(progress: Progress, reason: str, detail: str, now: int) -> Step:
         progress,
         phase=Phase.FAILED if last else Phase.ORDERED,
         last_item=None,
+        last_logprobs=(),
         nonce=None,
         acked_units=progress.attempt_units,
         ends=(*progress.ends, end),
@@ -335,10 +344,21 @@ def _end(progress: Progress, reason: str, detail: str, now: int) -> Step:
     return progress, [GiveUp(end, ack) if last else RetryElsewhere(end, ack)]
 
 
-def _leave(progress: Progress) -> Step:
-    end = _attempt_end(progress, "cancelled", "the client left", progress.attempt_units, complete=False)
-    ack = _ack(progress)
-    return replace(progress, phase=Phase.CANCELLED, last_item=None, ends=(*progress.ends, end)), [Leave(end, ack)]
+def _leave(progress: Progress, finish_reason: str) -> Step:
+    why = "the client left" if not finish_reason else "the client has all it wanted"
+    end = _attempt_end(progress, "cancelled", why, progress.attempt_units, complete=False)
+    left = replace(progress, phase=Phase.CANCELLED, last_item=None, last_logprobs=(), finish_reason=finish_reason)
+    return replace(left, ends=(*progress.ends, end)), [Leave(end, _ack(progress))]
+
+
+def left_amount(progress: Progress, receipt: Receipt) -> Money:
+    """What the last attempt of a job that the client left costs by its provider's receipt: one that had the whole answer out within a
+    window of the last ack earns the prompt, too (`counts_as_complete`)."""
+    assert progress.lease is not None
+    lease, end = progress.lease, progress.ends[-1]
+    complete = counts_as_complete(_ack(progress), receipt, lease.window_units)
+    earned = attempt_amount(lease, prompt_units=progress.plan.spec.prompt_units, units=end.units, complete=complete)
+    return client_amount(earned, lease.fee_ppm)
 
 
 def _acknowledge(progress: Progress) -> Step:

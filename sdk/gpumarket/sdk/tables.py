@@ -80,6 +80,14 @@ JOBS = Table(
 Index("client_jobs_state", JOBS.c.state)
 Index("client_jobs_parent", JOBS.c.parent)
 
+JOB_IDS = Table(
+    "client_job_ids",
+    METADATA,
+    Column("job_id", LargeBinary(32), primary_key=True),  # made by the caller
+    Column("job", LargeBinary(32), nullable=False),  # job key
+    Column("fingerprint", LargeBinary(32), nullable=False),  # of what was asked under it
+)
+
 ATTEMPTS = Table(
     "client_attempts",
     METADATA,

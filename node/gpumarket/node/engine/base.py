@@ -19,6 +19,7 @@ SEED_BYTES: Final = 32
 TEMPERATURE_MILLI_MAX: Final = 2000
 TOP_P_PPM_MAX: Final = 1_000_000
 STOP_TOKENS_MAX: Final = 64
+TOP_LOGPROBS_MAX: Final = 20
 
 FINISH_STOP: Final = "stop"
 FINISH_LENGTH: Final = "length"
@@ -74,6 +75,8 @@ class GenerateRequest:
     sampling: Sampling
     prefix: tuple[int, ...] = ()
     """Tokens that an earlier attempt delivered; generation continues after them."""
+    top_logprobs: int | None = None
+    """With each token its `TokenLogprobs`, with so many alternatives, in [0, 20]; None is without, and costs nothing."""
 
     def __post_init__(self) -> None:
         if not self.prompt:
@@ -85,16 +88,34 @@ class GenerateRequest:
             )
         if len(self.stop_tokens) > STOP_TOKENS_MAX:
             raise ProtocolError(f"{len(self.stop_tokens)} stop tokens", hint=f"use at most {STOP_TOKENS_MAX}")
+        if self.top_logprobs is not None and not 0 <= self.top_logprobs <= TOP_LOGPROBS_MAX:
+            raise ProtocolError(f"top_logprobs is {self.top_logprobs}", hint=f"use 0 to {TOP_LOGPROBS_MAX}, or leave it out")
         if any(token in self.stop_tokens for token in self.prefix[-1:]):
             raise ProtocolError("the delivered prefix ends in a stop token", hint="the answer is complete already")
 
 
 @dataclass(frozen=True, slots=True)
+class TokenLogprobs:
+    """What the model itself thought of a token that was drawn: log-softmax of its raw logits, at temperature 1 and before top_p.
+
+    Natural logarithms, at most 0. `top` are the ids of the likeliest tokens with theirs, likeliest first; the drawn one may be missing.
+    """
+
+    token: int
+    logprob: float
+    top: tuple[tuple[int, float], ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Chunk:
-    """Some delivered tokens. `finish_reason` is "" until the last chunk, then "stop" or "length"."""
+    """Some delivered tokens. `finish_reason` is "" until the last chunk, then "stop" or "length".
+
+    `logprobs` has one entry for each token where the request asked for them, and is empty otherwise.
+    """
 
     tokens: tuple[int, ...]
     finish_reason: str = ""
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,18 +19,19 @@ import torch
 from torch import Tensor
 
 from gpumarket.core.errors import ProtocolError
-from gpumarket.node.engine.base import FINISH_LENGTH, FINISH_STOP, GenerateRequest
+from gpumarket.node.engine.base import FINISH_LENGTH, FINISH_STOP, GenerateRequest, TokenLogprobs
 from gpumarket.node.engine.kv_cache import COLUMN_BLOCK, SlotCache, block_cells
-from gpumarket.node.engine.pick import pick_tokens
+from gpumarket.node.engine.pick import pick_logprobs, pick_tokens
 
 
 @dataclass(slots=True)
 class Emission:
-    """One drawn token of one sequence; `finish_reason` is not empty on its last."""
+    """One drawn token of one sequence; `finish_reason` is not empty on its last, `logprobs` there where they were asked for."""
 
     key: int
     token: int
     finish_reason: str = ""
+    logprobs: TokenLogprobs | None = None
 
 
 @dataclass(slots=True)
@@ -48,12 +49,12 @@ class Row:
         """Longest that the sequence may become."""
         return len(self.request.prompt) + self.request.max_tokens
 
-    def accept(self, token: int) -> Emission:
+    def accept(self, token: int, logprobs: TokenLogprobs | None = None) -> Emission:
         """Append a drawn token."""
         self.context.append(token)
         if token in self.stops:
-            return Emission(self.key, token, FINISH_STOP)
-        return Emission(self.key, token, FINISH_LENGTH if len(self.context) >= self.final_length else "")
+            return Emission(self.key, token, FINISH_STOP, logprobs)
+        return Emission(self.key, token, FINISH_LENGTH if len(self.context) >= self.final_length else "", logprobs)
 
 
 class SlotDecoder:
@@ -88,6 +89,8 @@ class SlotDecoder:
                 f"prompt and max_tokens come to {length} tokens, the model serves {bound}",
                 hint="shorten the prompt or lower max_tokens",
             )
+        if (request.top_logprobs or 0) > self.vocabulary:
+            raise ProtocolError(f"{request.top_logprobs} alternatives were asked for; the vocabulary has {self.vocabulary} tokens")
         self.check_ids(request.prompt)
         self.check_ids(request.prefix)
 
@@ -244,7 +247,10 @@ class SlotDecoder:
 
     def _draw(self, rows: list[Row], logits: Tensor) -> list[Emission]:
         tokens = pick_tokens(logits, [len(row.context) for row in rows], [row.request.sampling for row in rows])
-        return [row.accept(token) for row, token in zip(rows, tokens, strict=True)]
+        if all(row.request.top_logprobs is None for row in rows):
+            return [row.accept(token) for row, token in zip(rows, tokens, strict=True)]
+        found = pick_logprobs(logits, tokens, [row.request.top_logprobs for row in rows])
+        return [row.accept(token, told) for row, token, told in zip(rows, tokens, found, strict=True)]
 
     def _leave(self, keys: set[int]) -> None:
         """Drop running rows; the last takes the place of each, so that the rows in use stay the first ones."""

@@ -14,7 +14,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from gpumarket.core.errors import EngineFailed, ProtocolError
-from gpumarket.node.engine.base import EmbedRequest, GenerateRequest, Segment
+from gpumarket.node.engine.base import EmbedRequest, GenerateRequest, Segment, TokenLogprobs
 
 T = TypeVar("T")
 
@@ -80,10 +80,11 @@ class Rows(msgspec.Struct, tag=True, frozen=True):
     data: bytes
 
 
-class Tokens(msgspec.Struct, tag=True, frozen=True):
+class Tokens(msgspec.Struct, tag=True, frozen=True, omit_defaults=True):
     call: int
     tokens: tuple[int, ...]
     finish_reason: str
+    logprobs: tuple[TokenLogprobs, ...] = ()
 
 
 class Report(msgspec.Struct, tag=True, frozen=True):

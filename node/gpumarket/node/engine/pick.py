@@ -14,7 +14,10 @@ from torch import Tensor
 
 from gpumarket.core.errors import EngineFailed
 from gpumarket.node.engine import sampling
-from gpumarket.node.engine.base import Sampling
+from gpumarket.node.engine.base import Sampling, TokenLogprobs
+
+LOGPROB_MIN = -9999.0
+"""Told for a token that the model masks altogether, whose logarithm is -inf."""
 
 
 def pick_tokens(logits: Tensor, positions: Sequence[int], samplings: Sequence[Sampling]) -> list[int]:
@@ -45,6 +48,27 @@ def pick_gaps(logits: Tensor, tokens: Sequence[int], positions: Sequence[int], s
         samplings,
         vocabulary=wide.shape[1],
     )
+
+
+def pick_logprobs(logits: Tensor, tokens: Sequence[int], counts: Sequence[int | None]) -> list[TokenLogprobs | None]:
+    """Log-softmax of the raw logits [N, V] for the drawn token of each row and as many of the likeliest as `counts` says; None where it
+    says None, which costs nothing."""
+    asked = [i for i, count in enumerate(counts) if count is not None]
+    wide = logits[torch.tensor(asked, device=logits.device)].float().log_softmax(-1)
+    drawn = torch.tensor([tokens[i] for i in asked], device=wide.device)
+    own = wide.gather(1, drawn[:, None])[:, 0].tolist()
+    best, ids = (found.tolist() for found in wide.topk(max(counts[i] or 0 for i in asked), dim=1))
+    told: list[TokenLogprobs | None] = [None] * len(counts)
+    for row, i in enumerate(asked):
+        count = counts[i] or 0
+        top = tuple((int(token), _at_most_0(value)) for token, value in zip(ids[row][:count], best[row][:count], strict=True))
+        told[i] = TokenLogprobs(tokens[i], _at_most_0(own[row]), top)
+    return told
+
+
+def _at_most_0(value: float) -> float:
+    """A probability of 1 may be rounded above it, and one of 0 has no logarithm that JSON knows."""
+    return min(0.0, max(value, LOGPROB_MIN))
 
 
 def top_candidates(logits: Tensor) -> tuple[NDArray[np.int64], NDArray[np.float32]]:

@@ -120,7 +120,7 @@ class EngineProcess:
             async for answer in answers:
                 if not isinstance(answer, frames.Tokens):
                     raise EngineFailed("the engine answered with the wrong kind of frame", hint="retry elsewhere")
-                yield Chunk(answer.tokens, answer.finish_reason)
+                yield Chunk(answer.tokens, answer.finish_reason, answer.logprobs)
 
     async def replay(self, request: GenerateRequest, output: Sequence[int], segments: Sequence[Segment] = ()) -> NDArray[np.float32]:
         """The gap of each output token."""

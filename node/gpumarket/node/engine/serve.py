@@ -93,7 +93,7 @@ class Calls:
         elif isinstance(message, frames.Generate):
             async with aclosing(self.engine.generate(message.request)) as chunks:
                 async for chunk in chunks:
-                    yield frames.Tokens(call, chunk.tokens, chunk.finish_reason)
+                    yield frames.Tokens(call, chunk.tokens, chunk.finish_reason, chunk.logprobs)
         elif isinstance(message, frames.Replay):
             gaps = await self.engine.replay(message.request, message.output, message.segments)
             yield frames.Rows(call, 1, gaps.astype("<f4").tobytes())

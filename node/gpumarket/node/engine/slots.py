@@ -20,7 +20,7 @@ import torch
 from numpy.typing import NDArray
 
 from gpumarket.core.errors import Busy, EngineFailed, GpumarketError, ProtocolError
-from gpumarket.node.engine.base import Chunk, EmbedRequest, GenerateRequest, Segment
+from gpumarket.node.engine.base import Chunk, EmbedRequest, GenerateRequest, Segment, TokenLogprobs
 from gpumarket.node.engine.decoder import Emission, SlotDecoder
 from gpumarket.node.engine.loading import load_decoder
 from gpumarket.node.engine.replay import check_output, replay_steps
@@ -37,6 +37,7 @@ class _Stream:
 
     ready: asyncio.Event = field(default_factory=asyncio.Event)
     tokens: list[int] = field(default_factory=list)
+    logprobs: list[TokenLogprobs] = field(default_factory=list)
     finish_reason: str = ""
     error: GpumarketError | None = None
 
@@ -115,10 +116,11 @@ class SlotEngine:
                 await stream.ready.wait()
                 stream.ready.clear()
                 tokens, stream.tokens = tuple(stream.tokens), []
+                logprobs, stream.logprobs = tuple(stream.logprobs), []
                 # Taken before the yield: while the reader holds this chunk, the stream goes on.
                 finish_reason, error = stream.finish_reason, stream.error
                 if tokens or finish_reason:
-                    yield Chunk(tokens, finish_reason)
+                    yield Chunk(tokens, finish_reason, logprobs)
                 if error is not None:
                     raise error
                 if finish_reason:
@@ -209,6 +211,8 @@ class SlotEngine:
                 continue
             self._counts["tokens_out"] += 1
             stream.tokens.append(emission.token)
+            if emission.logprobs is not None:
+                stream.logprobs.append(emission.logprobs)
             stream.finish_reason = emission.finish_reason
             stream.ready.set()
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 from gpumarket.core.codec import parse
 from gpumarket.core.errors import BadReceipt, BadSignature, Busy, ConfigError, EngineFailed, ProtocolError, UnknownModel
+from gpumarket.core.seeds import require_disputable
 from gpumarket.core.signing import Domain
 from gpumarket.core.terms import VerificationProfile, keccak256
 from gpumarket.core.units import Hash, hex0x
@@ -51,11 +52,13 @@ class Judge:
         return number(profile, subject, computed)
 
     def _opened(self, dispute: Dispute, evidence: bytes) -> tuple[Evidence, VerificationProfile] | None:
-        """None for what shows nothing, a profile that nobody shipped included: no honest provider has agreed to it."""
+        """None for what shows nothing: a profile that nobody shipped (no honest provider has agreed to it) and a text drawn from its
+        client's own seed (NotDisputable) included."""
         try:
             opening = parse(market.Opening, evidence)
             subject = open_evidence(self._domain, opening)
             profile = profile_by_digest(subject.lease.profile)
+            require_disputable(subject.request)
         except (ProtocolError, BadSignature, BadReceipt, ConfigError):
             return None
         fits = subject.lease.struct_hash == dispute.id and len(opening.salt) == SALT_BYTES and profile.task is subject.lease.task

@@ -7,7 +7,8 @@ for each token of the text, or an error: never a part.
 from __future__ import annotations
 
 from gpumarket.core.errors import EngineFailed, ProtocolError
-from gpumarket.core.terms import ModelManifest, Task, sampling_seed
+from gpumarket.core.seeds import drawing_seed, require_disputable
+from gpumarket.core.terms import ModelManifest, Task
 from gpumarket.node.attempt import Ended
 from gpumarket.node.engine.base import EmbedRequest, Engine, GenerateRequest, Sampling, Segment
 from gpumarket.node.work import EmbedWork, ReplayWork, Work, run
@@ -16,8 +17,9 @@ from gpumarket.v1 import terms_pb2 as terms
 
 
 def work_of(evidence: Evidence, manifest: ModelManifest) -> Work:
-    """What to compute. Raises ProtocolError for a result that this model cannot have given."""
+    """What to compute. Raises ProtocolError for a result that this model cannot have given, NotDisputable."""
     request = evidence.request
+    require_disputable(request)
     if isinstance(request, terms.EmbedRequest) and manifest.task is Task.EMBED:
         inputs = tuple(tuple(item.ids) for item in request.inputs[evidence.own_start : len(evidence.output)])
         return EmbedWork(EmbedRequest(_within(inputs, manifest)))
@@ -38,7 +40,7 @@ async def recompute(work: Work, engine: Engine) -> list[bytes]:
 
 def _replay(evidence: Evidence, request: terms.GenerateRequest, manifest: ModelManifest) -> ReplayWork:
     """The whole text under this attempt's seed: gaps of earlier attempts' tokens mean nothing, and are not counted."""
-    seed = sampling_seed(evidence.lease.struct_hash, evidence.receipt.nonce)
+    seed = drawing_seed(request, evidence.lease.struct_hash, evidence.receipt.nonce)
     output = tuple(int.from_bytes(item, "little") for item in evidence.output)
     prompt = tuple(request.prompt)
     _within((prompt + output,), manifest)

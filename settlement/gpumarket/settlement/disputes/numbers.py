@@ -12,6 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from gpumarket.core.errors import EngineFailed, ProtocolError
+from gpumarket.core.seeds import require_disputable
 from gpumarket.core.terms import Task, VerificationProfile
 from gpumarket.settlement.verification.evidence import Evidence
 
@@ -30,7 +31,9 @@ def bound(profile: VerificationProfile) -> int:
 
 def number(profile: VerificationProfile, evidence: Evidence, computed: Sequence[bytes]) -> int:
     """The member's number for an opened attempt. `computed` is what its own engine gave for `inputs_in_dispute`: the rows, or one item of
-    gaps for the whole text. Raises EngineFailed when that is not what an engine gives, ProtocolError for a task that has no number."""
+    gaps for the whole text. Raises EngineFailed when that is not what an engine gives, ProtocolError for a task that has no number,
+    NotDisputable for a text that was drawn from its client's own seed."""
+    require_disputable(evidence.request)
     if evidence.lease.task is Task.EMBED:
         return _worst_nano(evidence.output[evidence.own_start :], computed)
     if evidence.lease.task is Task.GENERATE:

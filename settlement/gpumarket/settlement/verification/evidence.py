@@ -14,8 +14,9 @@ import numpy as np
 
 from gpumarket.core.codec import open_lease, open_order, open_receipt, parse
 from gpumarket.core.errors import BadReceipt, ProtocolError
+from gpumarket.core.seeds import drawing_seed
 from gpumarket.core.signing import Domain
-from gpumarket.core.terms import JobSpec, Lease, Receipt, Task, VerificationProfile, opens_request, output_chain, sampling_seed
+from gpumarket.core.terms import JobSpec, Lease, Receipt, Task, VerificationProfile, opens_request, output_chain
 from gpumarket.core.units import Address
 from gpumarket.settlement.verification.decide import Decision, Verdict, decide_embed, decide_text
 from gpumarket.v1 import market_pb2 as mpb
@@ -236,6 +237,7 @@ def _require_replay(subject: Evidence, check: Evidence) -> None:
     if request.generate != subject.request or list(request.output) != tokens:
         raise ProtocolError("the check is not over the subject's request and output")
     last = request.segments[-1] if request.segments else pb.SeedSegment()
-    seed = sampling_seed(subject.lease.struct_hash, subject.receipt.nonce)
+    assert isinstance(subject.request, pb.GenerateRequest)
+    seed = drawing_seed(subject.request, subject.lease.struct_hash, subject.receipt.nonce)
     if (last.start, last.seed) != (subject.lease.prefix_units, seed):
         raise ProtocolError("the check did not replay the subject's seed")
