@@ -2,6 +2,7 @@
 
     GpumarketError                     exit code
     ├── ConfigError                    3   yours: settings, files, extras
+    │   ├── InvalidRequest                 what was asked of a model: no prompt, a parameter out of its range
     │   ├── MissingExtra                   a command whose optional packages are not installed
     │   ├── PortInUse
     │   ├── StateLocked                    another process works on this state folder
@@ -76,6 +77,16 @@ class GpumarketError(Exception):
 
 class ConfigError(GpumarketError):
     code, exit_code, fault = "config", 3, Fault.USER
+
+
+class InvalidRequest(ConfigError):
+    """A request that no provider should get. `param` names the parameter at fault."""
+
+    code = "invalid_request"
+
+    def __init__(self, message: str, *, param: str | None = None, hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.param = param
 
 
 class MissingExtra(ConfigError):

@@ -18,6 +18,12 @@ _OPENING, _CLOSING = frozenset(b"[{"), frozenset(b"]}")
 def loads(raw: bytes | str, *, depth_max: int = DEPTH_MAX) -> Any:
     """The value that `raw` holds. Raises ValueError for what is no JSON, no UTF-8, or nested deeper than `depth_max`."""
     data = raw.encode() if isinstance(raw, str) else raw
+    require_shallow(data, depth_max=depth_max)
+    return json.loads(data)
+
+
+def require_shallow(data: bytes, *, depth_max: int = DEPTH_MAX) -> None:
+    """Raises ValueError for JSON that is nested deeper than `depth_max`; what is no JSON may pass."""
     depth = 0
     for token in _TOKEN.finditer(data):
         first = data[token.start()]
@@ -27,4 +33,3 @@ def loads(raw: bytes | str, *, depth_max: int = DEPTH_MAX) -> Any:
                 raise ValueError(f"JSON nested deeper than {depth_max}")
         elif first in _CLOSING:
             depth -= 1
-    return json.loads(data)

@@ -133,6 +133,8 @@ class Purchase:
 
     async def _start(self, ask: Ask) -> JobRun:
         job, channel = await place(self.desk, ask)
+        if ask.approve is not None:  # asked once: what it allowed holds for checks and reruns, too
+            self.ask = replace(self.ask, approve=None, max_cost=Money(int(job.options["max_cost"])))
         plan = plan_of(job.spec, job.request, self.desk.settings.attempts_max)
         run = JobRun(self.desk, job, channel, Progress(plan), probability=self.desk.settings.check_probability)
         run.explain, run.traceparent = ask.explain, ask.traceparent

@@ -35,7 +35,7 @@ from gpumarket.sdk.model_files import LoadedModel
 from gpumarket.sdk.models import Models
 from gpumarket.sdk.opening import open_desk
 from gpumarket.sdk.requests import Body, Inputs, Sampling, Tokens, chat_body, completion_body, embed_body, is_one, warnings_to_json
-from gpumarket.sdk.results import AccountView, ChatResult, EmbedResult, JobResult, JobSummary, OfferView, Quote
+from gpumarket.sdk.results import AccountView, ChatResult, EmbedResult, JobResult, JobSummary, OfferView, Quote, Spent
 from gpumarket.sdk.settings import ClientSettings
 from gpumarket.sdk.stopping import stop_strings
 from gpumarket.sdk.streaming import ChatStream
@@ -61,7 +61,7 @@ class TextOptions(TypedDict, total=False):
     provider has drawn by then is paid, and nobody checks a text that ended so early. `logprobs`: the chosen token's, and so many (0 to 20)
     alternatives', as the provider states them; None is off. `job_id` (32 bytes, your own) makes the call repeatable: again with the same id
     and the same request it answers with the same job, resumed where it was interrupted, and pays nothing more; with another request it
-    raises JobIdReused.
+    raises JobIdReused. `approve` is asked between quote and order, and answers what all of it may cost, or raises (ordering.Terms).
     """
 
     max_tokens: int
@@ -72,6 +72,7 @@ class TextOptions(TypedDict, total=False):
     logprobs: int | None
     job_id: bytes | None
     max_cost: Amount
+    approve: ordering.Approve | None
     constraints: Constraints
     explain: bool
 
@@ -145,6 +146,7 @@ class Client:
         constraints: Constraints = _NO_CONSTRAINTS,
         explain: bool = False,
         job_id: bytes | None = None,
+        approve: ordering.Approve | None = None,
     ) -> EmbedResult:
         """Embed texts, or lists of token ids, which go out as they are: no special token is added, and none too many is cut. `job_id` as in
         TextOptions. Raises OverMaxCost before anything is sent when the quote is above `max_cost`; ConfigError for ids that the model does
@@ -152,7 +154,7 @@ class Client:
         own_id = job_id_of(job_id)
         async with self.desk.job_ids.one_at_a_time(own_id):
             loaded = await self._models_.load(model, Task.EMBED)
-            ask = replace(self._ask(loaded, embed_body(loaded, inputs), max_cost, constraints, explain), job_id=own_id)
+            ask = replace(self._ask(loaded, embed_body(loaded, inputs), max_cost, constraints, explain), job_id=own_id, approve=approve)
             bought = await resuming.ordered_before(self.desk, ask) or await Purchase(self.desk, ask).finish()
         result = outcomes.build(self.desk, bought, None)
         assert isinstance(result, EmbedResult)
@@ -208,6 +210,10 @@ class Client:
     def jobs(self, *, checks: bool = False) -> list[JobSummary]:
         """Jobs of this journal, newest first; with `checks` also those bought to check others."""
         return jobs.summaries(self.desk, checks=checks)
+
+    def spent(self, job: Hash | str) -> Spent | None:
+        """What a job cost until now, its checks and reruns included; None for one that this journal does not have."""
+        return jobs.spent(self.desk, parse_hash(job) if isinstance(job, str) else job)
 
     async def resume(self, job: Hash | str) -> JobResult:
         """Bring an interrupted job to its end, or read the result of one that has it. Raises JobFailed or ResultRejected."""
@@ -338,7 +344,8 @@ class Client:
         def ask(loaded: LoadedModel) -> ordering.Ask:
             constraints, explain = options.get("constraints", _NO_CONSTRAINTS), options.get("explain", False)
             made = self._ask(loaded, body_of(loaded, sampling), options.get("max_cost"), constraints, explain)
-            return replace(made, job_id=job_id, options={**made.options, "stop": list(stops)} if stops else made.options)
+            kept = {**made.options, "stop": list(stops)} if stops else made.options
+            return replace(made, job_id=job_id, approve=options.get("approve"), options=kept)
 
         load = partial(self._models_.load, model, Task.GENERATE)
         order = TextOrder(self.desk, load, ask, stops, job_id, sampling.logprobs is not None)

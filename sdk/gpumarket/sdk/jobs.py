@@ -5,15 +5,32 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sqlalchemy import Connection
+
 from gpumarket.core.errors import ConfigError, JobFailed, MatchError, VerificationError
 from gpumarket.core.terms import Task
 from gpumarket.core.units import Address, Hash, Money
 from gpumarket.sdk import store
 from gpumarket.sdk.desk import Desk
-from gpumarket.sdk.results import JobSummary
+from gpumarket.sdk.results import JobSummary, Spent
 
 ENDED = (JobFailed, VerificationError, MatchError, ConfigError)
 """Errors that end one job and say nothing about the next."""
+
+
+def spent(desk: Desk, job: Hash) -> Spent | None:
+    """Of one job and what was bought because of it; None for a job that is not in the journal."""
+    return desk.journal.read(lambda c: _spent(c, job))
+
+
+def _spent(connection: Connection, job: Hash) -> Spent | None:
+    stored = store.load_job(connection, job)
+    if stored is None:
+        return None
+    kinds = ("check", "rerun")
+    below = [found for kind in kinds for child in store.children(connection, job, kind) if (found := _spent(connection, child))]
+    over = stored.state not in (*store.RUNNING, "delivered") and all(found.over for found in below)
+    return Spent(Money(stored.billed + sum(found.amount for found in below)), over)
 
 
 def summaries(desk: Desk, *, checks: bool) -> list[JobSummary]:

@@ -5,8 +5,8 @@ Invariant: nothing of the request leaves the client here; a quote carries hashes
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from sqlalchemy import Connection
@@ -21,12 +21,27 @@ from gpumarket.sdk.desk import Desk
 from gpumarket.sdk.hub import Hub
 from gpumarket.sdk.job_plan import JobPlan
 from gpumarket.sdk.reconciling import reconcile
-from gpumarket.sdk.results import Quote
+from gpumarket.sdk.requests import warnings_from_json
+from gpumarket.sdk.results import Quote, Warnings
 from gpumarket.v1 import market_pb2 as mpb
 from gpumarket.v1 import terms_pb2 as pb
 
 HEADROOM = 2
 """Without a max_cost a job may cost up to twice its quote: room for a second provider that is dearer than the first."""
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What an order would be, told before anything of it is written: its job, its price now, and what of the request had to be cut."""
+
+    job: Hash
+    quote: Quote
+    task: Task
+    warnings: Warnings
+
+
+Approve = Callable[[Terms], Awaitable[Money]]
+"""Answers what the purchase may cost in all, or raises: then nothing is ordered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +67,8 @@ class Ask:
     """Made by the caller, who may ask for the same job again; None: one is drawn."""
     scheduler: Address | None = None
     """Which one it must go through; None is the one that new orders go to."""
+    approve: Approve | None = None
+    """Asked once, between the first quote and the order; its answer takes the place of `max_cost`."""
 
     @property
     def fingerprint(self) -> Hash:
@@ -101,7 +118,6 @@ async def place(desk: Desk, ask: Ask) -> tuple[store.StoredJob, PaidChannelState
 
     schedulers = desk.schedulers
     hub, price, info = await (schedulers.ask(terms) if ask.scheduler is None else terms(schedulers.line(ask.scheduler)))
-    maximum = _maximum(desk, ask, price)
     if desk.settings.job_seconds > info.max_job_seconds:
         raise ConfigError(
             f"job_seconds is {desk.settings.job_seconds}; the scheduler takes at most {info.max_job_seconds}",
@@ -110,6 +126,9 @@ async def place(desk: Desk, ask: Ask) -> tuple[store.StoredJob, PaidChannelState
     channel = await desk.account.channel(hub.address, info.channel_margin_seconds)
     if not channel.reported:
         await reconcile(desk, channel)
+    if ask.approve is not None:
+        ask = await _approved(desk, channel.scheduler, ask, ask.approve, price)
+    maximum = _maximum(desk, ask, price)
     job = _new_job(desk, channel, ask, maximum)
 
     def record(connection: Connection) -> None:
@@ -119,6 +138,14 @@ async def place(desk: Desk, ask: Ask) -> tuple[store.StoredJob, PaidChannelState
 
     await desk.account.cover(channel, maximum, record)
     return job, channel
+
+
+async def _approved(desk: Desk, scheduler: Address, ask: Ask, approve: Approve, price: Quote) -> Ask:
+    """`ask` with the job's id and what it may cost, as the caller's approval has it."""
+    job_id = ask.job_id or Hash(desk.random.token(32))
+    job = keccak256(desk.signer.address + scheduler + job_id)
+    limit = await approve(Terms(job, price, ask.task, warnings_from_json(ask.options.get("warnings", ()))))
+    return replace(ask, job_id=job_id, max_cost=limit, options={**ask.options, "max_cost": str(limit)}, approve=None)
 
 
 def explained_order(desk: Desk, hub: Hub, ask: Ask) -> pb.JobOrder:

@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, SupportsIndex
 
-from gpumarket.core.errors import ConfigError
+from gpumarket.core.errors import InvalidRequest
 from gpumarket.core.seeds import CLIENT_SEED_MAX, CLIENT_SEED_MIN
 from gpumarket.core.units import PER_MILLION
 from gpumarket.sdk.model_files import LoadedModel
@@ -47,23 +47,23 @@ class Sampling:
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
-            raise ConfigError(f"max_tokens is {self.max_tokens}; it must be at least 1")
+            raise InvalidRequest(f"max_tokens is {self.max_tokens}; it must be at least 1")
         if not 0 <= self.temperature <= TEMPERATURE_MAX:
-            raise ConfigError(f"temperature is {self.temperature}; it must lie between 0 and {TEMPERATURE_MAX:g}")
+            raise InvalidRequest(f"temperature is {self.temperature}; it must lie between 0 and {TEMPERATURE_MAX:g}")
         if not 0 < self.top_p <= 1:
-            raise ConfigError(f"top_p is {self.top_p}; it must lie above 0 and not above 1")
+            raise InvalidRequest(f"top_p is {self.top_p}; it must lie above 0 and not above 1")
         if self.seed is not None and not CLIENT_SEED_MIN <= self.seed <= CLIENT_SEED_MAX:
-            raise ConfigError(f"seed is {self.seed}; it must be a signed number of 64 bits")
+            raise InvalidRequest(f"seed is {self.seed}; it must be a signed number of 64 bits")
         if self.logprobs is not None and not 0 <= self.logprobs <= TOP_LOGPROBS_MAX:
-            raise ConfigError(f"logprobs is {self.logprobs}; it must lie between 0 and {TOP_LOGPROBS_MAX}, or be None")
+            raise InvalidRequest(f"logprobs is {self.logprobs}; it must lie between 0 and {TOP_LOGPROBS_MAX}, or be None")
 
 
 def embed_body(model: LoadedModel, inputs: Inputs) -> Body:
-    """Token ids of each text, with the tokenizer's own marks, or those that the caller gives, as they are. Raises ConfigError for no input,
-    one without tokens, and ids that the model does not have or that are more than it takes."""
+    """Token ids of each text, with the tokenizer's own marks, or those that the caller gives, as they are. Raises InvalidRequest for no
+    input, one without tokens, and ids that the model does not have or that are more than it takes."""
     each = [inputs] if is_one(inputs) else list(inputs)
     if not each:
-        raise ConfigError("there is nothing to embed: the list of inputs is empty")
+        raise InvalidRequest("there is nothing to embed: the list of inputs is empty")
     limit = model.entry.max_input_tokens
     warnings: list[InputTruncated] = []
     lists: list[pb.TokenList] = []
@@ -77,9 +77,9 @@ def embed_body(model: LoadedModel, inputs: Inputs) -> Body:
         else:
             ids = _token_ids(model, entry, f"input {index}")
             if len(ids) > limit:
-                raise ConfigError(f"input {index} has {len(ids)} tokens; model {model.entry.name} takes {limit}", hint="shorten it")
+                raise InvalidRequest(f"input {index} has {len(ids)} tokens; model {model.entry.name} takes {limit}", hint="shorten it")
         if not ids:
-            raise ConfigError(f"input {index} has no tokens", hint="leave empty texts out")
+            raise InvalidRequest(f"input {index} has no tokens", hint="leave empty texts out")
         units += len(ids)
         lists.append(pb.TokenList(ids=ids))
     return Body(pb.EmbedRequest(inputs=lists).SerializeToString(deterministic=True), units, units, tuple(warnings))
@@ -91,13 +91,15 @@ def chat_body(model: LoadedModel, messages: Sequence[Mapping[str, str]], samplin
 
 
 def completion_body(model: LoadedModel, prompt: str | Tokens, sampling: Sampling) -> Body:
-    """A raw prompt, with the tokenizer's own marks; or token ids as they are, which are never cut. Raises ConfigError for ids that the
+    """A raw prompt, with the tokenizer's own marks; or token ids as they are, which are never cut. Raises InvalidRequest for ids that the
     model does not have, or so many that no answer fits beside them."""
     if isinstance(prompt, str):
         return _generate(model, _encoded(model, prompt, special_tokens=True), sampling)
     ids, context = _token_ids(model, prompt, "the prompt"), model.entry.max_input_tokens
     if len(ids) >= context:
-        raise ConfigError(f"the prompt has {len(ids)} tokens; model {model.entry.name} takes {context} with the answer", hint="shorten it")
+        raise InvalidRequest(
+            f"the prompt has {len(ids)} tokens; model {model.entry.name} takes {context} with the answer", hint="shorten it"
+        )
     return _generate(model, ids, sampling)
 
 
@@ -107,18 +109,18 @@ def is_one(inputs: Inputs) -> bool:
 
 
 def _token_ids(model: LoadedModel, given: object, what: str) -> tuple[int, ...]:
-    """Raises ConfigError for what is no sequence of ids of this model's vocabulary."""
+    """Raises InvalidRequest for what is no sequence of ids of this model's vocabulary."""
     size = model.files.vocabulary
     if not isinstance(given, Sequence) or isinstance(given, bytes):
-        raise ConfigError(f"{what} is neither a text nor a list of token ids")
+        raise InvalidRequest(f"{what} is neither a text nor a list of token ids")
     ids = []
     for entry in given:
         if not isinstance(entry, SupportsIndex) or isinstance(entry, bool):
-            raise ConfigError(f"{what} is no list of token ids: it holds {type(entry).__name__}")
+            raise InvalidRequest(f"{what} is no list of token ids: it holds {type(entry).__name__}")
         ids.append(operator.index(entry))
     wrong = next((token for token in ids if not 0 <= token < size), None)
     if wrong is not None:
-        raise ConfigError(
+        raise InvalidRequest(
             f"{what} has token id {wrong}; model {model.entry.name} has {size} of them, from 0",
             hint="use the tokenizer of this very model",
         )
@@ -133,12 +135,12 @@ def _generate(model: LoadedModel, ids: tuple[int, ...], sampling: Sampling) -> B
     """Prompt and answer share the model's context: a prompt leaves room for one token at least, an answer gets what is left."""
     context = model.entry.max_input_tokens
     if not ids:
-        raise ConfigError("the prompt has no tokens", hint="give a prompt")
+        raise InvalidRequest("the prompt has no tokens", hint="give a prompt")
     warnings: list[InputTruncated | OutputLimited] = []
     allowed = min(sampling.max_tokens, max(1, context - len(ids)))
     keep = context - allowed
     if keep < 1:
-        raise ConfigError(f"model {model.entry.name} takes {context} tokens in all: no prompt fits beside {allowed} tokens of answer")
+        raise InvalidRequest(f"model {model.entry.name} takes {context} tokens in all: no prompt fits beside {allowed} tokens of answer")
     if len(ids) > keep:
         warnings.append(InputTruncated(0, len(ids), keep))
         ids = ids[-keep:]  # the end of a conversation is what is to be answered

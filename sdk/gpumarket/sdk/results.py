@@ -283,6 +283,14 @@ class JobSummary:
 
 
 @dataclass(frozen=True, slots=True)
+class Spent:
+    """What a purchase cost until now, in base units, with its checks and reruns. `over`: nothing of it runs any more."""
+
+    amount: Money
+    over: bool
+
+
+@dataclass(frozen=True, slots=True)
 class OfferView:
     """A provider of a model as the scheduler's book and the registry show it. Prices per 1,000,000 tokens."""
 

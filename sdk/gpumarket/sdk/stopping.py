@@ -8,19 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from gpumarket.core.errors import ConfigError
+from gpumarket.core.errors import InvalidRequest
 
 STOP_STRINGS_MAX = 4
 
 
 def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-    """Stop strings as the caller gave them. Raises ConfigError for more than 4, or an empty one."""
+    """Stop strings as the caller gave them. Raises InvalidRequest for more than 4, or an empty one."""
     found = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
     if len(found) > STOP_STRINGS_MAX:
-        raise ConfigError(f"{len(found)} stop strings; at most {STOP_STRINGS_MAX} are taken")
+        raise InvalidRequest(f"{len(found)} stop strings; at most {STOP_STRINGS_MAX} are taken")
     for text in found:
         if not isinstance(text, str) or not text:
-            raise ConfigError(f"a stop string is {text!r}; it must be a text of at least one character")
+            raise InvalidRequest(f"a stop string is {text!r}; it must be a text of at least one character")
     return found
 
 
