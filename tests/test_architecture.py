@@ -23,6 +23,7 @@ from gpumarket.cli import doctor, main
 ROOT = Path(__file__).resolve().parents[1]
 FLOOR = {
     "cli": 6,
+    "gateway": 5,
     "testnet": 5,
     "node": 4,
     "scheduler": 4,
@@ -40,6 +41,7 @@ ROOM_EXTRA = {
     "p2p": ("p2p",),
     "node": ("provider",),
     "scheduler": ("scheduler",),
+    "gateway": ("gateway",),
     "testnet": ("testnet",),
 }
 """Extras whose packages a room may use; all others live of what `pip install gpumarket` brings."""
@@ -81,6 +83,7 @@ PURE = (
     "sdk.receipts",
     "sdk.requests",
     "sdk.session",
+    "gateway.rates",
     "sdk.stopping",
     "telemetry.trace_context",
     "settlement.gpu_classes",
@@ -260,7 +263,7 @@ def test_rooms_import_only_packages_that_they_declare(room: str) -> None:
 
 
 def test_command_line_knows_which_extras_bring_a_package() -> None:
-    optional = ("p2p", "provider", "scheduler", "postgres", "testnet")
+    optional = ("p2p", "provider", "scheduler", "gateway", "postgres", "testnet")
     for package, extras in main.EXTRAS.items():
         assert not distributions_of(package) & declared(), f"{package} is no optional package"
         assert set(extras) == {extra for extra in optional if distributions_of(package) & declared(extra)}, package

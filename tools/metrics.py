@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
+from gpumarket.gateway import metrics as gateway
 from gpumarket.node import metrics as provider
 from gpumarket.scheduler import metrics as scheduler
 from gpumarket.telemetry.measuring import Measuring
@@ -17,6 +18,8 @@ UNITS = (
     ("_tokens_per_second", "tokens of text a second"),
     ("prompt_tokens_total", "tokens of text"),
     ("gpumarket_tokens_total", "tokens of text"),
+    ("output_tokens_total", "tokens of text"),
+    ("spent_tokens_total", "tokens of money"),
     ("_tokens", "tokens of money"),
     ("_seconds", "seconds"),
     ("_bytes", "bytes"),
@@ -46,14 +49,20 @@ def both() -> tuple[Sequence[Metric], Sequence[Metric]]:
     return provider.metrics_of([MODELS], source), scheduler.metrics_of(source)
 
 
+def of_gateway() -> Sequence[Metric]:
+    """The metrics of a gateway; `build_info` it has like every daemon."""
+    return [metric for metric in gateway.metrics_of([MODELS]) if metric.name != "build_info"]
+
+
 def tables() -> str:
-    """Both tables, and what is in either."""
+    """All tables, and what is in both of the daemons that follow the chain."""
     of_provider, of_scheduler = both()
     names = {metric.name for metric in of_provider} & {metric.name for metric in of_scheduler}
     shared = [metric for metric in of_provider if metric.name in names and metric in of_scheduler]
     parts = [_table("Of every daemon", shared)]
     for title, metrics in (("Of a provider", of_provider), ("Of a scheduler", of_scheduler)):
         parts.append(_table(title, [metric for metric in metrics if metric not in shared]))
+    parts.append(_table("Of a gateway", of_gateway()))
     return "\n".join(parts)
 
 

@@ -36,7 +36,7 @@ TOOL = tool()
 PROVIDER: list[Metric]
 SCHEDULER: list[Metric]
 PROVIDER, SCHEDULER = map(list, TOOL.both())
-EXPORTED = {metric.full_name: metric for metric in (*PROVIDER, *SCHEDULER)}
+EXPORTED = {metric.full_name: metric for metric in (*PROVIDER, *SCHEDULER, *TOOL.of_gateway())}
 
 
 def base(name: str) -> str:

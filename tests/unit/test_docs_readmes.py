@@ -12,6 +12,7 @@ import pytest
 
 from gpumarket.cli.main import NOUNS, run
 from gpumarket.core.settings import load
+from gpumarket.gateway.settings import GatewaySettings
 from gpumarket.node.settings import ProviderSettings
 from gpumarket.scheduler.settings import SchedulerSettings
 from gpumarket.sdk.settings import ClientSettings
@@ -20,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LINES_MAX = 60
 ROOMS = sorted({path.parent.name for path in ROOT.glob("*/gpumarket") if path.is_dir()} | {"benchmarks", "docs", "tests", "tools"})
 READMES = [ROOT / "README.md", *(ROOT / room / "README.md" for room in ROOMS)]
-SETTINGS = {kind.section: kind for kind in (ProviderSettings, SchedulerSettings, ClientSettings)}
+SETTINGS = {kind.section: kind for kind in (ProviderSettings, SchedulerSettings, ClientSettings, GatewaySettings)}
 FENCED = re.compile(r"^```(\w*)\n(.*?)^```$", re.DOTALL | re.MULTILINE)
 
 

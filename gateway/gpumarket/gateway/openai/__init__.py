@@ -1,0 +1,1 @@
+"""OpenAI's API: what each endpoint takes, as tables; what it answers; and the document that says so."""

@@ -1,0 +1,29 @@
+"""What a gateway counts as it works, in plain numbers; `metrics` shows them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+
+def _unobserved(_seconds: float) -> None: ...
+
+
+@dataclass(slots=True)
+class Tally:
+    """Since the process started."""
+
+    requests: Counter[str] = field(default_factory=Counter)
+    """By endpoint."""
+    answers: Counter[str] = field(default_factory=Counter)
+    """By class of status: 2xx, 4xx, 5xx, left (the caller went away)."""
+    problems: Counter[str] = field(default_factory=Counter)
+    """Errors, by code."""
+    jobs: Counter[str] = field(default_factory=Counter)
+    """Jobs that gave a result, by model."""
+    prompt_tokens: int = 0
+    output_tokens: int = 0
+    observe_first: Callable[[float], None] = _unobserved
+    """Takes the seconds from a request to its first piece."""
+    observe_whole: Callable[[float], None] = _unobserved
