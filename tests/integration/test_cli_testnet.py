@@ -63,12 +63,49 @@ def shell(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Shell]:
 
 def test_testnet_status_lists_running_roles(shell: Shell) -> None:
     status = shell.json("testnet", "status", "--dir", str(shell.folder))
-    assert {role["name"]: role["running"] for role in status["roles"]} == {"scheduler": True, "provider-1": True}
+    assert {role["name"]: role["running"] for role in status["roles"]} == {"scheduler": True, "provider-1": True, "gateway": True}
 
 
 def test_testnet_env_is_for_eval(shell: Shell) -> None:
     done = shell.call("testnet", "env", "--dir", str(shell.folder))
-    assert done.stdout == f"export GPUMARKET_CONFIG={shell.config}\n"
+    first, url, key = done.stdout.splitlines()
+    assert first == f"export GPUMARKET_CONFIG={shell.config}"
+    assert re.fullmatch(r"export OPENAI_BASE_URL=http://127\.0\.0\.1:\d+/v1", url)
+    assert re.fullmatch(r"export OPENAI_API_KEY=gm-[\w-]{43}", key)
+    assert (shell.folder / "keys" / "gateway.api-key").stat().st_mode & 0o777 == 0o600
+
+
+def test_page_on_openai_clients_runs_as_it_stands(shell: Shell) -> None:
+    """The Python and curl blocks, one after the other, each in a shell with the testnet's environment; Node's in the slow tests."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "openai.md").read_text("utf-8")
+    env = {**os.environ, **shell.json("testnet", "env", "--dir", str(shell.folder))}
+    for language, argv in (("python", [sys.executable, "-c"]), ("bash", ["bash", "-ec"])):
+        (block,) = re.findall(rf"^```{language}\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+        done = subprocess.run([*argv, block], capture_output=True, text=True, timeout=SECONDS, env=env)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert '"error"' not in done.stdout
+        assert "not-drawn" in done.stdout or "accepted" in done.stdout
+
+
+def test_gateway_keys_are_made_listed_and_revoked(shell: Shell) -> None:
+    config = ("--config", str(shell.folder / "gateway.toml"))
+    made = shell.json("gateway", "key", "create", "mine", "--per-day", "0.5", "--per-minute", "60", "--model", "tiny-llama", *config)
+    assert (made["per_day"], made["total"], made["models"]) == (5 * 10**17, None, ["tiny-llama"])
+    env = {**os.environ, **shell.json("testnet", "env", "--dir", str(shell.folder)), "OPENAI_API_KEY": made["key"]}
+    program = "from openai import OpenAI\nprint([m.id for m in OpenAI(max_retries=0).models.list()])"
+
+    def ask() -> subprocess.CompletedProcess[str]:
+        return subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=SECONDS, env=env)
+
+    assert ask().stdout == "['tiny-llama']\n"
+    listed = shell.json("gateway", "key", "list", *config)
+    assert [(key["name"], key["revoked_at"]) for key in listed] == [("testnet", 0), ("mine", 0)]
+    assert listed[0]["spent"] > 0 == listed[1]["spent"]
+    assert not [key for key in listed if "key" in key or "hash" in key]
+    assert shell.json("gateway", "key", "revoke", "mine", *config)["revoked_at"] > 0
+    assert "AuthenticationError" in ask().stderr
+    assert shell.json("gateway", "key", "create", "mine", *config, code=3)["error"]["code"] == "config"
+    assert shell.json("gateway", "status", *config)["running"] is True
 
 
 def test_testnet_up_in_a_folder_that_is_in_use_is_refused(shell: Shell) -> None:
@@ -91,7 +128,7 @@ def test_testnet_audit_of_running_roles_holds(shell: Shell) -> None:
     shell.json("run", "all-MiniLM-L6-v2", "a blue fox")
     document = shell.json("testnet", "audit", "--dir", str(shell.folder))
     assert document["holds"] is True
-    assert document["read"] == {"schedulers": ["scheduler"], "providers": ["provider-1"], "clients": ["client"], "left_out": {}}
+    assert document["read"] == {"schedulers": ["scheduler"], "providers": ["provider-1"], "clients": ["client", "gateway"], "left_out": {}}
     assert document["invariants"]["I6"]["figures"]["jobs"] > 0
 
 
@@ -148,7 +185,7 @@ def test_readme_example_runs_as_it_stands(shell: Shell) -> None:
     [
         (("run", "no-such-model", "hi"), 7, "unknown_model"),
         (("run", "all-MiniLM-L6-v2", "hi", "--max-cost", "0.000000000000000001"), 5, "over_max_cost"),
-        (("run", "all-MiniLM-L6-v2", " "), 3, "config"),
+        (("run", "all-MiniLM-L6-v2", " "), 3, "invalid_request"),
         (("run", "all-MiniLM-L6-v2", "hi", "--max-cost", "cheap"), 3, "config"),
         (("job", "get", "0xffff"), 3, "config"),
         (("wallet", "deposit", "1000000"), 5, "out_of_funds"),
@@ -250,7 +287,7 @@ def test_secrets_and_prompts_are_in_no_log_argument_or_environment_of_the_roles(
     reliability.record("F56", len(places) * len(hunted), f"{len(found)} hits", "0")
     reliability.record("I9", len(places) * len(hunted), f"{len(found)} hits", "0")
     assert found == []
-    assert {file.parent.name for file in journals - own} == {"provider-1"}
+    assert {str(file.relative_to(shell.folder).parent) for file in journals - own} == {"provider-1", "gateway/client"}
     assert requests and any(requests[0] in file.read_bytes() for file in own), "where it is kept, this hunt finds it"
     assert len(pids) >= 3 and len(places) > 12
     assert {mark["name"]: _leaves_no_core(mark["pid"]) for mark in marks if mark["name"] in ("scheduler", "provider-1")} == {

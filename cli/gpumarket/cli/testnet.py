@@ -36,16 +36,17 @@ def up(
     folder: DirOption = _DEFAULT,
     providers: Annotated[int, typer.Option(min=1, max=16, help="Honest providers.")] = 3,
     cheater: Annotated[list[str] | None, typer.Option("--cheater", help=_CHEATS, metavar="KIND")] = None,
+    gateway: Annotated[bool, typer.Option("--gateway/--no-gateway", help="An OpenAI endpoint on it, with a key for you.")] = True,
     detach: Annotated[bool, typer.Option("--detach", "-d", help="Come back when it is up; `gpumarket testnet down` ends it.")] = False,
 ) -> Any:
-    """Start chain, contracts, scheduler and providers; runs until Ctrl-C, or in the background with --detach."""
+    """Start chain, contracts, scheduler, providers and gateway; runs until Ctrl-C, or in the background with --detach."""
     from gpumarket.testnet.plan import CHEATS
 
     if unknown := [kind for kind in cheater or [] if kind not in CHEATS]:
         raise ConfigError(f"there is no cheat {unknown[0]!r}", hint=f"one of {', '.join(CHEATS)}")
     if detach:
-        return _detached(folder, providers, cheater or [])
-    return _foreground(folder, providers, cheater or [])
+        return _detached(folder, providers, cheater or [], gateway)
+    return _foreground(folder, providers, cheater or [], gateway)
 
 
 @verb(app, "status")
@@ -63,10 +64,15 @@ def status(folder: DirOption = _DEFAULT) -> None:
 
 @verb(app, "env")
 def env(folder: DirOption = _DEFAULT) -> None:
-    """Lines to evaluate in a shell, so that the SDK and this command use the testnet."""
+    """Lines to evaluate in a shell, so that the SDK, this command and OpenAI's clients use the testnet."""
+    from gpumarket.core import private_files
     from gpumarket.testnet.folder import Folder
 
-    variables = {"GPUMARKET_CONFIG": Folder.at(folder).describe()["client"]["config"]}
+    document = Folder.at(folder).describe()
+    variables = {"GPUMARKET_CONFIG": document["client"]["config"]}
+    if (gateway := document.get("gateway")) is not None:
+        variables["OPENAI_BASE_URL"] = gateway["base_url"]
+        variables["OPENAI_API_KEY"] = private_files.read(Path(gateway["api_key_file"])).decode().strip()
     lines = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in variables.items())
     current().emit(variables, lambda _: current().text(lines))  # as it is: a shell reads it, and a console would break long lines
 
@@ -135,7 +141,7 @@ verb(app, "chaos")(testnet_chaos.command)
 verb(app, "errand")(testnet_errand.command)
 
 
-async def _foreground(folder: Path, providers: int, cheats: list[str]) -> None:
+async def _foreground(folder: Path, providers: int, cheats: list[str], gateway: bool) -> None:
     from gpumarket.testnet import plan
     from gpumarket.testnet.network import Network
 
@@ -143,7 +149,7 @@ async def _foreground(folder: Path, providers: int, cheats: list[str]) -> None:
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    network = Network(folder, plan.Plan(sellers), current().progress)
+    network = Network(folder, plan.Plan(sellers, gateway={"listen": "127.0.0.1:0"} if gateway else None), current().progress)
     started = asyncio.create_task(network.__aenter__())
     stopping = asyncio.create_task(stop.wait())
     try:
@@ -179,7 +185,7 @@ def _welcome(network: Network) -> None:
     )
 
 
-def _detached(folder: Path, providers: int, cheats: list[str]) -> None:
+def _detached(folder: Path, providers: int, cheats: list[str], gateway: bool) -> None:
     from gpumarket.testnet.folder import Folder
     from gpumarket.testnet.processes import last_lines
 
@@ -189,6 +195,7 @@ def _detached(folder: Path, providers: int, cheats: list[str]) -> None:
     log = place.logs / "supervisor.log"
     argv = [sys.executable, "-m", "gpumarket.cli.main", "testnet", "up", "-v", "--dir", str(place.root), "--providers", str(providers)]
     argv += [word for kind in cheats for word in ("--cheater", kind)]
+    argv += [] if gateway else ["--no-gateway"]
     with log.open("wb") as sink:
         supervisor = subprocess.Popen(argv, stdin=subprocess.DEVNULL, stdout=sink, stderr=sink, start_new_session=True)
     deadline = time.monotonic() + _DETACH_SECONDS

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from gpumarket.core.units import Hash, hex0x
-from gpumarket.testnet.plan import CLIENT, SCHEDULER, ModelPlan, Plan
+from gpumarket.testnet.plan import CLIENT, GATEWAY, SCHEDULER, ModelPlan, Plan
 
 Sections = dict[str, dict[str, Any]]
 """Section of a settings file → its values (`settings_file.write`)."""
@@ -61,7 +61,16 @@ def sections_of(plan: Plan, site: Site, models: Mapping[str, Hash]) -> dict[str,
         roles[provider.name] = {"provider": section, "chain": chain}
     client = {"lock_file": site.lock_file, "faucet": True, **site.places[CLIENT].values(), **plan.client}
     roles[CLIENT] = {"client": client, "chain": chain}
+    if plan.gateway is not None:
+        roles[GATEWAY] = _gateway(plan.gateway, site, plan.client) | {"chain": chain}
     return roles
+
+
+def _gateway(settings: Mapping[str, Any], site: Site, client: Mapping[str, Any]) -> Sections:
+    """A client of its own, and what makes it a gateway. The client's table comes first: its books are audited as a client's."""
+    place = site.places[GATEWAY]
+    buyer = {"lock_file": site.lock_file, "faucet": True, **client, **place.values(), "state": place.state / CLIENT}
+    return {"client": buyer, "gateway": {"state": place.state, **settings}}
 
 
 def is_scheduler(name: str) -> bool:

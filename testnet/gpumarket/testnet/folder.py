@@ -73,6 +73,11 @@ class Folder:
     def lock_file(self) -> Path:
         return self.root / "models.lock"
 
+    @property
+    def gateway_key(self) -> Path:
+        """The API key of the gateway, for whoever uses the testnet."""
+        return self.keys / "gateway.api-key"
+
     def config(self, name: str) -> Path:
         return self.root / f"{name}.toml"
 

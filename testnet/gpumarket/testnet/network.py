@@ -24,8 +24,9 @@ from gpumarket.testnet import chain, keys, readiness, settings_file
 from gpumarket.testnet.anvil import Anvil
 from gpumarket.testnet.assignments import Place, Site, sections_of
 from gpumarket.testnet.folder import Folder
+from gpumarket.testnet.gateway_key import gateway_key
 from gpumarket.testnet.models import fill_store
-from gpumarket.testnet.plan import CLIENT, SCHEDULER, Plan, ProviderPlan
+from gpumarket.testnet.plan import CLIENT, GATEWAY, SCHEDULER, Plan, ProviderPlan
 from gpumarket.testnet.ports import free_port
 from gpumarket.testnet.processes import Mark, Processes, mark_of
 
@@ -83,6 +84,9 @@ class Network:
 
     def names(self) -> list[str]:
         """The roles that run as processes, scheduler first."""
+        return [*self._market_names(), *([GATEWAY] if self.plan.gateway is not None else [])]
+
+    def _market_names(self) -> list[str]:
         return [SCHEDULER, *(provider.name for provider in self.plan.providers)]
 
     async def up(self) -> None:
@@ -105,11 +109,15 @@ class Network:
             models.cancel()
         self._write_settings()
         self.report(f"starting {len(self.names())} roles")
-        for name in self.names():
+        for name in self._market_names():
             self.start_role(name)
-        await asyncio.gather(*(self.wait_ready(name) for name in self.names()))
+        await asyncio.gather(*(self.wait_ready(name) for name in self._market_names()))
         self.report("waiting until every provider is proven and has its channel")
         await self.wait_matchable(book)
+        if self.plan.gateway is not None:
+            await asyncio.to_thread(gateway_key, self.folder)
+            self.start_role(GATEWAY)
+            await self.wait_ready(GATEWAY)
         self.folder.write_manifest(self._describe(book))
 
     async def down(self) -> None:
@@ -164,6 +172,8 @@ class Network:
         config = ["--config", str(self.folder.config(name))]
         if name == SCHEDULER:
             return [sys.executable, "-m", "gpumarket.cli.main", "scheduler", "start", *config]
+        if name == GATEWAY:
+            return [sys.executable, "-m", "gpumarket.cli.main", "gateway", "start", *config]
         cheat = self._provider(name).cheat
         if cheat:
             return [sys.executable, "-m", "gpumarket.testnet.cheaters", cheat, *config]
@@ -215,7 +225,7 @@ class Network:
             }
             for name in self.names()
         ]
-        return {
+        found: dict[str, Any] = {
             "folder": str(self.folder.root),
             "supervisor": os.getpid(),
             "rpc_url": self.anvil.url,
@@ -225,3 +235,6 @@ class Network:
             "models": {name: hex0x(manifest.digest) for name, manifest in self.models.items()},
             "client": {"address": hex0x(self.wallets[CLIENT].address), "config": str(self.client_config)},
         }
+        if self.plan.gateway is not None:
+            found["gateway"] = {"base_url": self.ready[GATEWAY]["api"], "api_key_file": str(self.folder.gateway_key)}
+        return found

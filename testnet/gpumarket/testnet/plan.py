@@ -11,6 +11,7 @@ TINY_LLAMA = "tiny-llama"
 SCHEDULER = "scheduler"
 """Name of the role; providers are named by the plan."""
 CLIENT = "client"
+GATEWAY = "gateway"
 CHEATS: Mapping[str, str] = {
     "lower-precision": "computes in bf16 what it sells as fp32",
     "cheaper-model": "serves a model of half the layers",
@@ -52,7 +53,7 @@ class ProviderPlan:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A whole network: one chain, one scheduler, providers, and the settings of one client."""
+    """A whole network: one chain, one scheduler, providers, the settings of one client, and perhaps a gateway."""
 
     providers: tuple[ProviderPlan, ...]
     scheduler: Mapping[str, Any] = field(default_factory=dict)
@@ -61,6 +62,8 @@ class Plan:
     """More of ClientSettings."""
     chain: Mapping[str, Any] = field(default_factory=dict)
     """More of ChainSettings."""
+    gateway: Mapping[str, Any] | None = None
+    """More of GatewaySettings; None: no gateway."""
 
 
 def honest(count: int, *, text: int | None = None, warm: bool = False) -> tuple[ProviderPlan, ...]:
