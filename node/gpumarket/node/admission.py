@@ -14,6 +14,7 @@ from typing import Protocol
 from gpumarket.core.codec import open_lease, open_order
 from gpumarket.core.errors import ChannelExpiring, ProtocolError, UnknownModel
 from gpumarket.core.signing import Domain
+from gpumarket.core.tensors import Signature
 from gpumarket.core.terms import JobSpec, Lease, ModelManifest, Task, opens_request
 from gpumarket.core.units import Address, Hash, Money, format_money, hex0x
 from gpumarket.node.credit import OpenJob, exposure
@@ -56,6 +57,8 @@ class OnSale:
     """Per 1,000,000 input tokens, base units."""
     output_price: Money
     slots: int
+    signature: Signature | None = None
+    """Of a tensor model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +104,7 @@ def admit(message: pb.InferOpen, house: House, channels: Mapping[Hash, Spoke], n
     _require_worth(lease, spec, model)
     if not opens_request(message.salt, message.request, spec.request_hash):
         raise ProtocolError("the request is not the one that the order names (its salted hash differs)")
-    work = open_work(lease, spec, model.manifest, message.request, message.prefix, nonce)
+    work = open_work(lease, spec, model.manifest, message.request, message.prefix, nonce, model.signature)
     return Admitted(lease, lease.struct_hash, spec, work, model, nonce)
 
 
