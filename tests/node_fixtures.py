@@ -13,6 +13,8 @@ from numpy.typing import NDArray
 from gpumarket.core.codec import signed_ack, signed_lease, signed_order
 from gpumarket.core.errors import EngineFailed
 from gpumarket.core.signing import LocalKey, market_domain
+from gpumarket.core.tensor_requests import TensorRequest
+from gpumarket.core.tensors import DTYPES
 from gpumarket.core.terms import (
     Ack,
     JobSpec,
@@ -222,6 +224,14 @@ class ScriptedEngine:
                 at += len(tokens)
                 self.produced += len(tokens)
                 yield Chunk(tokens, ("length" if at >= request.max_tokens else "stop") if at >= want else "")
+
+    async def infer(self, request: TensorRequest) -> AsyncIterator[tuple[NDArray[Any], ...]]:
+        """Every output full of the row's number."""
+        async with _Running(self):
+            for row in range(request.items):
+                await self._step()
+                shapes = [tuple(max(1, size) for size in spec.shape) for spec in request.outputs]
+                yield tuple(np.full(shape, row, DTYPES[spec.datatype]) for shape, spec in zip(shapes, request.outputs, strict=True))
 
     async def replay(self, request: GenerateRequest, output: Sequence[int], segments: Sequence[Segment] = ()) -> NDArray[np.float32]:
         await self._step()

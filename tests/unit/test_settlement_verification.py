@@ -67,7 +67,7 @@ def rows(seed: int, count: int = 6, size: int = 16, noise: float = 0.0) -> list[
 
 
 def test_profiles_are_addressed_by_content() -> None:
-    assert len(PROFILES) == 4
+    assert len(PROFILES) == 6
     assert all(profile.digest == digest for digest, profile in PROFILES.items())
     assert replace(EMBED_FP32, max_abs_diff_nano=10_001).digest not in PROFILES
     assert profile_for(Task.EMBED, "float32") is EMBED_FP32

@@ -124,6 +124,15 @@ def require_fits(signature: Signature, request: TensorRequest) -> None:
             )
 
 
+def smallest(signature: Signature) -> TensorRequest:
+    """A request of zeros, one row, every open dimension 1."""
+    inputs = []
+    for spec in signature.inputs:
+        shape = tuple(max(1, size) for size in spec.shape)
+        inputs.append(Tensor(spec.name, spec.datatype, shape, bytes(math.prod(shape) * DTYPES[spec.datatype].itemsize)))
+    return TensorRequest(tuple(inputs), signature.outputs, int(signature.batched))
+
+
 def to_proto(request: TensorRequest) -> pb.TensorRequest:
     """The request body."""
     return pb.TensorRequest(

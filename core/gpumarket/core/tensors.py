@@ -34,7 +34,7 @@ DTYPES: Final[dict[str, np.dtype[Any]]] = {
     "FP32": np.dtype("<f4"),
     "FP64": np.dtype("<f8"),
 }
-"""Datatype → how its elements lie in memory. BYTES is left out: strings have no tolerance, no fixed size, and open a model to text attacks."""
+"""Datatype → how its elements lie in memory. BYTES is left out: strings have neither a tolerance nor a fixed size."""
 _CODES: Final = {name: code for code, name in enumerate(DTYPES, start=1)}
 _NAMES: Final = {code: name for name, code in _CODES.items()}
 
@@ -106,8 +106,8 @@ def signature_from_json(raw: bytes) -> Signature:
         raise ProtocolError(f"a signature of {len(raw)} bytes; at most {_SIGNATURE_BYTES_MAX} are read")
     try:
         document = hostile_json.loads(raw)
-        parts = (tuple(_spec(row) for row in document[kind]) for kind in ("inputs", "outputs"))
-        signature = Signature(*parts, batched=document["batched"] is True)
+        inputs, outputs = (tuple(_spec(row) for row in document[kind]) for kind in ("inputs", "outputs"))
+        signature = Signature(inputs, outputs, document["batched"] is True)
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ProtocolError(f"a signature that is none ({type(error).__name__})") from error
     if signature_to_json(signature) != raw:

@@ -72,9 +72,12 @@ class House:
     window_units_max: int
     embed_window_units_max: int
     channel_margin_seconds: int
+    infer_window_units_max: int = 4_096
 
     def window_max(self, task: Task) -> int:
         """Largest window that a lease of this task may name."""
+        if task is Task.INFER:
+            return self.infer_window_units_max
         return self.window_units_max if task is Task.GENERATE else self.embed_window_units_max
 
 

@@ -20,7 +20,8 @@ from gpumarket.settlement.verification import profile_for
 ENGINE_PACKAGES = ("torch", "transformers", "safetensors")
 TENSOR_PACKAGES = ("onnxruntime",)
 """What the engines' processes import. This one never does: it must not pay for them, nor fall with them."""
-_KINDS = {Task.EMBED: "embed", Task.GENERATE: "slots", Task.INFER: "onnx"}
+ENGINES = {Task.EMBED: "embed", Task.GENERATE: "slots", Task.INFER: "onnx"}
+"""Which engine does a task."""
 
 
 def open_stock(store: ModelStore, models: Iterable[ModelSetting]) -> list[Stock]:
@@ -32,14 +33,14 @@ def open_stock(store: ModelStore, models: Iterable[ModelSetting]) -> list[Stock]
         if digest in stock:
             raise ConfigError(f"model {setting.model} is on the price list twice", hint="remove one of the two entries")
         manifest = store.manifest(digest)
-        if manifest.task not in _KINDS:
+        if manifest.task not in ENGINES:
             raise ConfigError(f"there is no engine for {setting.model}, a model of task {manifest.task.name}")
         _require_engine(manifest.task)
         profile = profile_for(manifest.task, manifest.dtype)
         signature = store.signature(manifest) if manifest.task is Task.INFER else None
         prices = (setting.prompt_price_per_mtok, setting.output_price_per_mtok)
         on_sale = OnSale(manifest, profile.digest, *prices, setting.slots, signature)
-        stock[digest] = Stock(on_sale, store.materialise(digest), setting.warm or manifest.task is not Task.GENERATE)
+        stock[digest] = Stock(on_sale, store.materialise(digest), setting.warm or manifest.task is Task.EMBED)
     if not stock:
         raise ConfigError(
             "there is nothing to sell: [provider] lists no models", hint="add one with [[provider.models]] and `gpumarket model add`"
@@ -50,7 +51,7 @@ def open_stock(store: ModelStore, models: Iterable[ModelSetting]) -> list[Stock]
 def default_engine_factory(manifest: ModelManifest, folder: Path, slots: int, *, compute_dtype: str = "") -> Engine:
     """An engine in a process of its own that computes in the dtype that is sold, unless another one is named."""
     options: dict[str, int] = {"rows_max": slots} if manifest.task is Task.GENERATE else {}
-    return EngineProcess(_KINDS[manifest.task], folder, compute_dtype=compute_dtype or manifest.dtype, options=options)
+    return EngineProcess(ENGINES[manifest.task], folder, compute_dtype=compute_dtype or manifest.dtype, options=options)
 
 
 def _require_engine(task: Task) -> None:

@@ -155,7 +155,7 @@ def _embed(lease: Lease, spec: JobSpec, manifest: ModelManifest, body: pb.EmbedR
 
 
 def _check(lease: Lease, spec: JobSpec, manifest: ModelManifest, body: pb.CheckRequest, signature: Signature | None) -> Work:
-    if sum(map(body.HasField, ("embed", "generate", "infer"))) != 1:
+    if body.HasField("embed") + body.HasField("generate") + body.HasField("infer") != 1:
         raise ProtocolError("a check is of embeddings, of a text or of tensors: exactly one of them")
     if body.HasField("infer"):
         _require_task(manifest, Task.INFER, lease.task)

@@ -16,10 +16,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal, Self, TypedDict, Unpack, overload
 
+from numpy.typing import ArrayLike
+
 from gpumarket.core.errors import ConfigError, Unreachable
 from gpumarket.core.ports import Clock, Random, SystemClock, SystemRandom
 from gpumarket.core.settings import ChainSettings, load
 from gpumarket.core.signing import LocalKey
+from gpumarket.core.tensors import Signature
 from gpumarket.core.terms import Task
 from gpumarket.core.units import Address, Hash, Money, parse_hash, parse_money
 from gpumarket.sdk import disputes, jobs, money, offers, ordering, outcomes, receipt_files, resuming, store
@@ -33,9 +36,10 @@ from gpumarket.sdk.model_files import LoadedModel
 from gpumarket.sdk.models import Models
 from gpumarket.sdk.opening import open_desk
 from gpumarket.sdk.requests import Body, Sampling, chat_body, completion_body, embed_body, warnings_to_json
-from gpumarket.sdk.results import AccountView, ChatResult, EmbedResult, JobResult, JobSummary, OfferView, Quote
+from gpumarket.sdk.results import AccountView, ChatResult, EmbedResult, InferResult, JobResult, JobSummary, OfferView, Quote
 from gpumarket.sdk.settings import ClientSettings
 from gpumarket.sdk.streaming import ChatStream
+from gpumarket.sdk.tensors import tensor_body
 from gpumarket.sdk.tokens import TextCodec
 from gpumarket.settlement.verification import profile_for
 from gpumarket.v1 import market_pb2 as mpb
@@ -44,6 +48,8 @@ CONFIG_VARIABLE = "GPUMARKET_CONFIG"
 """Variable that names the TOML file."""
 Amount = str | Money | None
 """Text in tokens ("0.01"), or base units."""
+Inputs = str | Sequence[str] | Mapping[str, ArrayLike]
+"""A prompt, texts to embed, or arrays by input name."""
 Messages = Sequence[Mapping[str, str]]
 BodyOf = Callable[[LoadedModel, Sampling], Body]
 _NO_CONSTRAINTS = Constraints()
@@ -139,6 +145,24 @@ class Client:
         assert isinstance(result, EmbedResult)
         return result
 
+    async def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, ArrayLike],
+        *,
+        outputs: Sequence[str] | None = None,
+        max_cost: Amount = None,
+        constraints: Constraints = _NO_CONSTRAINTS,
+        explain: bool = False,
+    ) -> InferResult:
+        """Tensors through a model: arrays by input name, each with the rows of the request along its first dimension. `outputs` are the
+        wanted ones, all by default. Raises ConfigError for arrays that do not fit the model's `signature`; else as `embed`."""
+        loaded = await self._models_.load(model, Task.INFER)
+        ask = self._ask(loaded, tensor_body(loaded, inputs, outputs), max_cost, constraints, explain)
+        result = outcomes.build(self.desk, await Purchase(self.desk, ask).finish(), None)
+        assert isinstance(result, InferResult)
+        return result
+
     @overload
     def chat(self, model: str, prompt: str | None = None, *, stream: Literal[True], **options: Unpack[ChatOptions]) -> ChatStream: ...
 
@@ -171,15 +195,13 @@ class Client:
         """Continue a raw prompt, without a chat template. Otherwise as `chat`."""
         return self._text(model, lambda m, s: completion_body(m, prompt, s), stream, options)
 
-    async def quote(
-        self, model: str, inputs: str | Sequence[str], *, max_tokens: int = 256, constraints: Constraints = _NO_CONSTRAINTS
-    ) -> Quote:
-        """What `embed` of these texts, or `chat` with this prompt, would cost at most now. Nothing is reserved or stored."""
+    async def quote(self, model: str, inputs: Inputs, *, max_tokens: int = 256, constraints: Constraints = _NO_CONSTRAINTS) -> Quote:
+        """What `embed`, `chat` or `infer` of these inputs would cost at most now. Nothing is reserved or stored."""
         ask = await self._preview(model, inputs, max_tokens, constraints)
         return await self.desk.schedulers.ask(lambda hub: ordering.quote(self.desk, hub, ask))
 
     async def explain(
-        self, model: str, inputs: str | Sequence[str], *, max_tokens: int = 256, constraints: Constraints = _NO_CONSTRAINTS
+        self, model: str, inputs: Inputs, *, max_tokens: int = 256, constraints: Constraints = _NO_CONSTRAINTS
     ) -> mpb.Explanation:
         """Why such a job would go where it goes: the drawn candidates' scores, how many each filter removed, some of them with numbers."""
         ask = await self._preview(model, inputs, max_tokens, constraints)
@@ -239,6 +261,10 @@ class Client:
     def models(self) -> list[LockedModel]:
         """Entries of the lock file, by name."""
         return [entry for _, entry in sorted(read_lock(self.settings.lock_file).items())]
+
+    async def signature(self, model: str) -> Signature:
+        """What a tensor model takes and gives, from its verified files. Raises UnknownModel, ConfigError."""
+        return (await self._models_.load(model, Task.INFER)).files.signature
 
     async def add_model(self, name: str, digest: Hash | str) -> LockedModel:
         """Put a model into the lock file, its tokenizer fetched and verified against the digest. Raises UnknownModel."""
@@ -334,9 +360,11 @@ class Client:
 
         return ChatStream(start, build) if stream else whole()
 
-    async def _preview(self, model: str, inputs: str | Sequence[str], max_tokens: int, constraints: Constraints) -> ordering.Ask:
+    async def _preview(self, model: str, inputs: Inputs, max_tokens: int, constraints: Constraints) -> ordering.Ask:
         loaded = await self._models_.load(model)
-        if loaded.entry.task is Task.EMBED:
+        if isinstance(inputs, Mapping):
+            body = tensor_body(loaded, inputs, None)
+        elif loaded.entry.task is Task.EMBED:
             body = embed_body(loaded, [inputs] if isinstance(inputs, str) else list(inputs))
         elif isinstance(inputs, str):
             body = chat_body(loaded, _conversation(inputs, None), Sampling(max_tokens))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from gpumarket.core.terms import JobSpec
@@ -11,7 +12,7 @@ from gpumarket.core.terms import JobSpec
 class JobPlan:
     """What was ordered, as far as the machine needs it.
 
-    `item_units` are the input tokens of each item (EMBED, CHECK; empty for GENERATE, where an item is one token). `item_bytes` is the
+    `item_units` are the units of each item (EMBED, INFER, CHECK; empty for GENERATE, where an item is one token). `item_bytes` is the
     size of every item where it is known before (a check of text); 0 lets the first item set it.
     """
 
@@ -20,6 +21,8 @@ class JobPlan:
     item_bytes: int = 0
     stop_tokens: frozenset[int] = frozenset()
     attempts_max: int = 5
+    item_flaw: Callable[[bytes], str] | None = None
+    """INFER and its checks: why an item is not what was asked for; None where items are tokens or float32 rows."""
 
     def units_of(self, item: int) -> int:
         """Units of the item at an absolute index."""

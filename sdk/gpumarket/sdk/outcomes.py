@@ -10,6 +10,8 @@ from sqlalchemy import Connection
 
 from gpumarket.core.codec import from_proto
 from gpumarket.core.errors import JournalError
+from gpumarket.core.tensor_requests import from_bytes
+from gpumarket.core.tensors import join_items
 from gpumarket.core.terms import Lease, Receipt, Task
 from gpumarket.core.units import Hash, Money
 from gpumarket.sdk import store
@@ -17,7 +19,7 @@ from gpumarket.sdk.buying import Bought
 from gpumarket.sdk.desk import Desk
 from gpumarket.sdk.openings import Delivered, delivered
 from gpumarket.sdk.requests import warnings_from_json
-from gpumarket.sdk.results import AttemptRecord, ChatResult, EmbedResult, JobResult, Usage
+from gpumarket.sdk.results import AttemptRecord, ChatResult, EmbedResult, InferResult, JobResult, Usage
 from gpumarket.sdk.tokens import TextCodec
 
 
@@ -47,6 +49,9 @@ def build(desk: Desk, bought: Bought, codec: TextCodec | None) -> JobResult:
     }
     if job.task is Task.GENERATE:
         return _text(shared, evidence, job, codec)
+    if job.task is Task.INFER:
+        asked = from_bytes(job.request)
+        return InferResult(outputs=join_items(asked.outputs, bool(asked.rows), evidence.output), **shared)
     vectors = np.frombuffer(b"".join(evidence.output), dtype="<f4").reshape(len(evidence.output), -1)
     return EmbedResult(vectors=vectors, **shared)
 

@@ -1,4 +1,6 @@
-"""Two small tensor models with what they are tried on: an image classifier and an anomaly score of machine telemetry. Made in a second.
+"""Two small tensor models with what they are tried on: an image classifier and an anomaly score of machine telemetry, made in seconds.
+
+    python -m gpumarket.testnet.tensor_models OUT
 
 Both are real: they are fitted on seeded synthetic data and measured on other draws of it (tests/unit/test_testnet_tensor_models.py).
 Invariant: the same seed, library versions and machine give the same bytes. Needs the `onnx` package, of the testnet extra.
@@ -6,6 +8,7 @@ Invariant: the same seed, library versions and machine give the same bytes. Need
 
 from __future__ import annotations
 
+import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -14,6 +17,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from gpumarket.core.errors import MissingExtra
+from gpumarket.testnet.plan import SHAPE_CLASSIFIER, TELEMETRY_ANOMALY
 
 if TYPE_CHECKING:
     import onnx
@@ -103,7 +107,7 @@ def make_telemetry_anomaly(out: Path, *, seed: int = 0) -> None:
     constants: dict[str, NDArray[Any]] = {
         "mean": mean.astype(np.float32),
         "whiten": whiten.astype(np.float32),
-        "threshold": np.float32([threshold]),
+        "threshold": np.array([threshold], np.float32),
     }
     nodes = [
         helper.make_node("Sub", ["telemetry", "mean"], ["centred"]),
@@ -159,3 +163,16 @@ def _onnx() -> tuple[Any, Any]:
     except ImportError as error:
         raise MissingExtra("testnet", "making a tensor model (onnx)") from error
     return helper, numpy_helper
+
+
+def main() -> None:
+    """Make both in the folder given, under the names of `plan`."""
+    parser = argparse.ArgumentParser(description="make the testnet's tensor models")
+    parser.add_argument("out", type=Path, help="folder to write")
+    folder = parser.parse_args().out
+    make_shape_classifier(folder / f"{SHAPE_CLASSIFIER}.onnx")
+    make_telemetry_anomaly(folder / f"{TELEMETRY_ANOMALY}.onnx")
+
+
+if __name__ == "__main__":
+    main()

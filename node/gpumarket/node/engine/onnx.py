@@ -1,7 +1,7 @@
 """The tensor engine: rows of all open requests, batched through onnxruntime.
 
-Rows of one shape are taken from the requests in turn and run together; a model without a batch dimension runs one request at a time. The
-file is judged by `onnx_file` before onnxruntime sees a byte of it, and it gets bytes, never a path: there is no folder for it to look around.
+Rows of one shape are taken from the requests in turn and run together; a model without a batch dimension runs one request at a time.
+The file is judged by `onnx_file` before onnxruntime sees it; then it gets bytes and never a path, so that no folder lies around them.
 
 Invariant: a row does not depend on its batch, within the profile. A pass that takes too long, or more memory than is granted, ends this
 process or the pass, never the daemon. Must never import torch, nor put a number of a request or an answer into an error or a log.
@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from gpumarket.core.errors import Busy, ConfigError, EngineFailed, GpumarketError, ProtocolError
 from gpumarket.core.tensor_requests import TensorRequest, require_fits
-from gpumarket.core.tensors import OUTPUT_BYTES_MAX, SIGNATURE_FILE, Signature
+from gpumarket.core.tensors import OUTPUT_BYTES_MAX, SIGNATURE_FILE, Signature, signature_from_json
 from gpumarket.node.engine.base import Chunk, EmbedRequest, GenerateRequest, Segment
 from gpumarket.node.engine.onnx_session import Session, open_session
 from gpumarket.node.engine.thread import ModelThread
@@ -239,8 +239,6 @@ class OnnxEngine:
 
 def _declared(folder: Path, found: Signature) -> Signature:
     """The signature that the model is sold with. Raises ConfigError when its file has another one."""
-    from gpumarket.core.tensors import signature_from_json
-
     try:
         declared = signature_from_json((folder / SIGNATURE_FILE).read_bytes())
     except (OSError, ProtocolError) as error:

@@ -11,11 +11,18 @@ import socket
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from gpumarket.core.errors import GpumarketError
 from gpumarket.core.tensors import encode_item
 from gpumarket.node.engine import frames
-from gpumarket.node.engine.base import Engine
+
+if TYPE_CHECKING:
+    from gpumarket.node.engine.embed import EmbedEngine
+    from gpumarket.node.engine.onnx import OnnxEngine
+    from gpumarket.node.engine.slots import SlotEngine
+
+    AnyEngine = EmbedEngine | OnnxEngine | SlotEngine
 
 Request = frames.Embed | frames.Generate | frames.Infer | frames.Replay | frames.Stats
 
@@ -44,7 +51,7 @@ async def _serve(connection: socket.socket, in_force: dict[str, bool | str]) -> 
         calls.handle(message)
 
 
-def _made(load: frames.Load) -> Engine:
+def _made(load: frames.Load) -> AnyEngine:
     """The engine, of which alone the libraries are imported: a process that reads tensors never holds torch."""
     folder = Path(load.folder)
     if load.kind == "onnx":
@@ -64,7 +71,7 @@ def _made(load: frames.Load) -> Engine:
 class Calls:
     """The open calls: a task and its credits each."""
 
-    def __init__(self, engine: Engine, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, engine: AnyEngine, writer: asyncio.StreamWriter) -> None:
         self.engine, self.writer = engine, writer
         self.tasks: dict[int, asyncio.Task[None]] = {}
         self.credits: dict[int, asyncio.Semaphore] = {}

@@ -1,8 +1,8 @@
 """An ONNX file, judged before onnxruntime opens it: read strictly, refused by name, or turned into the signature of a model.
 
-Attackers: whoever publishes a model. A file may point at other files, bring operators or functions of its own, claim memory that nobody has,
-or mean one thing here and another in the library that runs it. Invariant: what passes holds all of its data, runs each of its nodes once,
-and uses operators of OPERATORS alone. What only data decides (the size of a NonZero, say) is bounded by the engine process instead.
+Attackers: whoever publishes a model. A file may point at other files, bring operators or functions of its own, claim memory that nobody
+has, or mean one thing here and another in the library that runs it. Invariant: what passes holds all of its data, runs each of its nodes
+once, and uses operators of OPERATORS alone. What only data decides (the size of a NonZero, say) is bounded by the engine process instead.
 Must never import onnx or onnxruntime.
 """
 
@@ -329,7 +329,9 @@ def _value(value: Message, what: str) -> _Value:
         raise RefusedModel(f"{what}-shape", f"{what} {value['name']!r} does not say how many dimensions it has")
     dims = list(tensor["shape"].get("dim", ()))
     if len(dims) > RANK_MAX or any(not 1 <= d.get("dim_value", 1) <= ELEMENTS_MAX for d in dims):
-        raise RefusedModel(f"{what}-shape", f"{what} {value['name']!r} has too many dimensions, or one that is not from 1 to {ELEMENTS_MAX}")
+        raise RefusedModel(
+            f"{what}-shape", f"{what} {value['name']!r} has too many dimensions, or one that is not from 1 to {ELEMENTS_MAX}"
+        )
     shape = tuple(_dimension(d) for d in dims)
     if math.prod(size for size in shape if size > 0) > ELEMENTS_MAX:
         raise RefusedModel("giant-tensor", f"{what} {value['name']!r} has over {ELEMENTS_MAX} elements")

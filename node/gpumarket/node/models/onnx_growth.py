@@ -52,7 +52,19 @@ class Growth:
 
     def _size(self, operator: str, inputs: list[str], attributes: Mapping[str, Message]) -> int:
         carried = max((self._sizes.get(name, 1) for name in inputs), default=1)
-        if operator in ("Shape", "Size", "ReduceSum", "ReduceMean", "ReduceMax", "ArgMax", "Slice", "Gather", "Squeeze", "TopK", "Compress"):
+        if operator in (
+            "Shape",
+            "Size",
+            "ReduceSum",
+            "ReduceMean",
+            "ReduceMax",
+            "ArgMax",
+            "Slice",
+            "Gather",
+            "Squeeze",
+            "TopK",
+            "Compress",
+        ):
             return 1
         if operator in _SHAPING:
             return max(self._product(inputs, _SHAPING[operator]), carried if operator != "ConstantOfShape" else 1)

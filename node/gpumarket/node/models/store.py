@@ -122,7 +122,9 @@ class ModelStore:
         try:
             return signature_from_json(self._blobs.read(manifest.file(SIGNATURE_FILE).sha256, TEXT_BYTES_MAX))
         except (KeyError, ProtocolError) as error:
-            raise ConfigError(f"{manifest.name} has no {SIGNATURE_FILE} that can be read", hint="gpumarket model import it again") from error
+            raise ConfigError(
+                f"{manifest.name} has no {SIGNATURE_FILE} that can be read", hint="gpumarket model import it again"
+            ) from error
 
     def manifest(self, digest: Hash) -> ModelManifest:
         """The manifest of a stored model. UnknownModel when it is not here, ConfigError when the file was changed."""
