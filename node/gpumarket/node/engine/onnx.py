@@ -22,6 +22,7 @@ from gpumarket.core.errors import Busy, ConfigError, EngineFailed, GpumarketErro
 from gpumarket.core.tensor_requests import TensorRequest, require_fits
 from gpumarket.core.tensors import OUTPUT_BYTES_MAX, SIGNATURE_FILE, Signature, signature_from_json
 from gpumarket.node.engine.base import Chunk, EmbedRequest, GenerateRequest, Segment
+from gpumarket.node.engine.onnx_rows import refuse_dependent_rows
 from gpumarket.node.engine.onnx_session import Session, open_session
 from gpumarket.node.engine.thread import ModelThread
 from gpumarket.node.models.onnx_import import MODEL_FILE, read_model
@@ -59,15 +60,13 @@ class _Call:
 
 
 class OnnxEngine:
-    """Tensors through the model in `folder`. `memory_mib` and `pass_seconds` bound a pass over it; `threads` those of one operator."""
+    """Tensors through the model in `folder`. `pass_seconds` bounds a pass over it; `threads` are those of one operator."""
 
     task = "infer"
 
-    def __init__(
-        self, folder: Path, *, compute_dtype: str = "float32", threads: int = 1, memory_mib: int = 4096, pass_seconds: int = 30
-    ) -> None:
+    def __init__(self, folder: Path, *, compute_dtype: str = "float32", threads: int = 1, pass_seconds: int = 30) -> None:
         self._folder, self._compute_dtype, self._threads = folder, compute_dtype, threads
-        self._memory_mib, self._pass_seconds = memory_mib, pass_seconds
+        self._pass_seconds = pass_seconds
         self._session: Session | None = None
         self._signature: Signature | None = None
         self._thread: ModelThread | None = None
@@ -76,18 +75,20 @@ class OnnxEngine:
         self._running_keys: frozenset[int] = frozenset()
         self._turn = 0
         self._next_key = 0
-        self._counts = {"requests": 0, "rows": 0, "batches": 0}
+        self._counts = {"requests": 0, "rows": 0, "batches": 0, "interrupted": 0}
 
     async def start(self) -> None:
-        """Judge and load the model. ConfigError for a file that is refused, EngineFailed when onnxruntime does not load it."""
+        """Judge and load the model. ConfigError for a file that is refused or whose rows depend on each other, EngineFailed for
+        one that onnxruntime does not load."""
         if self._thread is not None:
             return
         raw, model = await asyncio.to_thread(read_model, self._folder / MODEL_FILE)
         signature = await asyncio.to_thread(_declared, self._folder, model.signature)
         if model.dtype != self._compute_dtype:
             raise ConfigError(f"the model computes in {model.dtype} and is sold as {self._compute_dtype}", hint="import it again")
-        self._session = await asyncio.to_thread(open_session, raw, self._threads, self._memory_mib, self._pass_seconds)
-        self._signature = signature
+        session = await asyncio.to_thread(open_session, raw, self._threads, self._pass_seconds)
+        await asyncio.to_thread(refuse_dependent_rows, session, signature)
+        self._session, self._signature = session, signature
         self._thread = ModelThread("onnx", self._work, lambda: None, lambda error: self._fail(list(self._calls), _broken(error)))
 
     async def infer(self, request: TensorRequest) -> AsyncGenerator[Batch, None]:
@@ -138,7 +139,6 @@ class OnnxEngine:
             "task": self.task,
             "compute_dtype": self._compute_dtype,
             "device": session.device,
-            "memory_mib": self._memory_mib,
             **self._counts,
             "open": len(self._calls),
         }
@@ -158,7 +158,7 @@ class OnnxEngine:
     def _interrupt(self) -> None:
         """End the pass that runs when nobody waits for any of it."""
         if self._session is not None and self._running_keys and not self._running_keys & self._calls.keys():
-            self._session.interrupt()
+            self._counts["interrupted"] += self._session.interrupt()
 
     # --- on the thread ----------------------------------------------------------------------------------------------
 
@@ -182,9 +182,9 @@ class OnnxEngine:
             return True
         finally:
             self._running_keys = frozenset()
+        thread.tell(self._count, sum(count for _, _, count in taken))
         for key, part in zip(keys, parts, strict=True):
             thread.tell(self._deliver, key, part)
-        thread.tell(self._count, sum(count for _, _, count in taken))
         return True
 
     def _take(self) -> list[tuple[int, _Call, int]]:

@@ -1,4 +1,4 @@
-"""onnxruntime behind its bounds: which device, how many threads, how much memory, how long a pass may take.
+"""onnxruntime behind its bounds: which device, how many threads, how long a pass may take.
 
 Invariant: what a session reports as its device is what onnxruntime really uses; a device that is there and cannot be used is an error, and
 nothing else is taken in its place. onnxruntime's own messages are never passed on: they quote the numbers that it was given.
@@ -7,7 +7,6 @@ nothing else is taken in its place. onnxruntime's own messages are never passed 
 from __future__ import annotations
 
 import os
-import resource
 import sys
 import threading
 from collections.abc import Sequence
@@ -51,11 +50,12 @@ class Session:
             self._options = None
         return [np.ascontiguousarray(value) for value in found]
 
-    def interrupt(self) -> None:
-        """End the pass under way after its present operator."""
+    def interrupt(self) -> bool:
+        """End the pass under way after its present operator; whether there is one."""
         options = self._options
         if options is not None:
             options.terminate = True
+        return options is not None
 
 
 class Deadline:
@@ -83,11 +83,10 @@ class Deadline:
             os._exit(70)
 
 
-def open_session(raw: bytes, threads: int, memory_mib: int, pass_seconds: float) -> Session:
-    """Load a model that `onnx_file` let pass. Limits this process's memory for good. EngineFailed when it does not load."""
+def open_session(raw: bytes, threads: int, pass_seconds: float) -> Session:
+    """Load a model that `onnx_file` let pass. EngineFailed when it does not load."""
     onnxruntime.disable_telemetry_events()
     onnxruntime.set_default_logger_severity(FATAL)
-    limit_memory(memory_mib)
     wanted = [(_CUDA, _CUDA_OPTIONS), _CPU] if _CUDA in onnxruntime.get_available_providers() else [_CPU]
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
@@ -110,13 +109,3 @@ def open_session(raw: bytes, threads: int, memory_mib: int, pass_seconds: float)
             f"onnxruntime has {first} and could not use it", hint="mend CUDA, or hide the GPU: CUDA_VISIBLE_DEVICES=''", retryable=False
         )
     return Session(session, "cuda" if first == _CUDA else "cpu", pass_seconds)
-
-
-def limit_memory(memory_mib: int) -> None:
-    """Bound what this process may allocate, what it has already included. Data only: a GPU's driver reserves addresses by the terabyte."""
-    if not sys.platform.startswith("linux"):
-        return
-    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
-    most = memory_mib << 20
-    limit = most if hard == resource.RLIM_INFINITY else min(hard, most)
-    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from gpumarket.core.errors import GpumarketError
 from gpumarket.core.tensors import encode_item
-from gpumarket.node.engine import frames
+from gpumarket.node.engine import frames, sandbox
 
 if TYPE_CHECKING:
     from gpumarket.node.engine.embed import EmbedEngine
@@ -57,7 +57,9 @@ def _made(load: frames.Load) -> AnyEngine:
     if load.kind == "onnx":
         from gpumarket.node.engine.onnx import OnnxEngine
 
-        return OnnxEngine(folder, compute_dtype=load.compute_dtype, threads=load.threads, **load.options)
+        options = {"memory_mib": sandbox.TENSOR_MEMORY_MIB, **load.options}
+        sandbox.limit_memory(options.pop("memory_mib"))
+        return OnnxEngine(folder, compute_dtype=load.compute_dtype, threads=load.threads, **options)
     import torch
 
     from gpumarket.node.engine.embed import EmbedEngine

@@ -24,7 +24,7 @@ NODES_MAX: Final = 20_000
 INITIALIZERS_MAX: Final = 20_000
 EDGES_MAX: Final = 512
 """Inputs, or outputs, or attributes of one node."""
-LIMITS: Final = Limits(depth=8, messages=400_000, numbers=2_000_000)
+LIMITS: Final = Limits(messages=400_000, numbers=2_000_000)
 ELEMENTS_MAX: Final = 1 << 28
 """Elements of one tensor that the file fixes: 1 GiB of float32."""
 _DATA: Final = {"float_data": 4, "double_data": 8}

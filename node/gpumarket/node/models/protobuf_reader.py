@@ -1,7 +1,8 @@
 """A strict reader of protobuf's wire format, for files whose every byte must have been looked at before a library in C++ sees them.
 
 Stricter than protobuf itself: unknown fields, groups, a second value of a singular field and invalid UTF-8 are refused, so that no other
-reader can find in the bytes what this one did not. Depth, messages and numbers are counted; long data stays a view of the input.
+reader can find in the bytes what this one did not. Messages and numbers are counted, depth is that of the schemas, which must not refer to
+themselves; long data stays a view of the input.
 Source: the encoding page of the Protocol Buffers documentation.
 """
 
@@ -46,7 +47,6 @@ Schemas = Mapping[str, Mapping[int, Field]]
 class Limits:
     """What one file may hold. `numbers` are those of repeated integers; floats are never taken apart."""
 
-    depth: int
     messages: int
     numbers: int
 
@@ -58,11 +58,9 @@ class Reader:
         self._schemas, self._limits = schemas, limits
         self._messages = self._numbers = 0
 
-    def read(self, data: memoryview, schema: str, depth: int = 0) -> Message:
+    def read(self, data: memoryview, schema: str) -> Message:
         """A message. Raises WireError."""
         self._messages += 1
-        if depth > self._limits.depth:
-            raise WireError("too-deep", f"messages nested deeper than {self._limits.depth}")
         if self._messages > self._limits.messages:
             raise WireError("too-many-messages", f"more than {self._limits.messages} messages")
         fields, found, at = self._schemas[schema], Message(), 0
@@ -72,17 +70,17 @@ class Reader:
             if field is None:
                 raise WireError("unknown-field", f"field {tag >> 3} of {schema}, which is none")
             raw, at = _value(data, at, tag & 7)
-            self._keep(found, field, tag & 7, raw, schema, depth)
+            self._keep(found, field, tag & 7, raw, schema)
         return found
 
-    def _keep(self, found: Message, field: Field, wire: int, raw: int | memoryview, schema: str, depth: int) -> None:
+    def _keep(self, found: Message, field: Field, wire: int, raw: int | memoryview, schema: str) -> None:
         if wire == LENGTH and field.kind in ("int", "float", "double") and field.repeated:
             assert isinstance(raw, memoryview)
             found.setdefault(field.name, []).extend(self._packed(field, raw))
             return
         if wire != _WIRE[field.kind]:
             raise WireError("malformed", f"{schema}.{field.name} in another form than it has")
-        value = self._one(field, raw, depth)
+        value = self._one(field, raw)
         if field.repeated:
             self._count(field)
             found.setdefault(field.name, []).append(value)
@@ -91,11 +89,11 @@ class Reader:
         else:
             found[field.name] = value
 
-    def _one(self, field: Field, raw: int | memoryview, depth: int) -> Any:
+    def _one(self, field: Field, raw: int | memoryview) -> Any:
         if isinstance(raw, int):
             return raw - (1 << 64) if raw >= 1 << 63 else raw
         if field.kind == "message":
-            return self.read(raw, field.of, depth + 1)
+            return self.read(raw, field.of)
         if field.kind == "text":
             try:
                 return bytes(raw).decode()
