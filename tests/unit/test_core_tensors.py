@@ -127,7 +127,7 @@ def test_rows_taken_from_a_request_are_those_rows(rows: int, data: st.DataObject
 
 
 def test_request_without_rows_is_one_unit_and_cannot_be_cut() -> None:
-    one = TensorRequest((tensor("x", np.float32([1, 2])),), (TensorSpec("y", "FP32", (2,)),), 0)
+    one = TensorRequest((tensor("x", np.array([1, 2], np.float32)),), (TensorSpec("y", "FP32", (2,)),), 0)
     assert one.items == 1 and one.take([0]) == one
     with pytest.raises(ProtocolError):
         one.take([1])
@@ -199,16 +199,16 @@ def test_request_is_held_against_the_signature() -> None:
 
 def test_items_are_joined_to_arrays_or_refused() -> None:
     outputs = (TensorSpec("y", "FP32", (-1, 2)), TensorSpec("n", "INT64", (-1,)))
-    items = [encode_item([np.float32([i, i]), np.array(i)]) for i in range(3)]
+    items = [encode_item([np.array([i, i], np.float32), np.array(i)]) for i in range(3)]
     found = join_items(outputs, True, items)
     np.testing.assert_array_equal(found["y"], [[0, 0], [1, 1], [2, 2]])
     np.testing.assert_array_equal(found["n"], [0, 1, 2])
     assert not found["y"].flags.writeable and not found["n"].flags.writeable
     assert item_flaw(outputs, True, items[0]) == ""
     for bad in (
-        encode_item([np.float32([1, 2])]),
-        encode_item([np.float32([1]), np.array(1)]),
-        encode_item([np.float64([1, 2]), np.array(1)]),
+        encode_item([np.array([1, 2], np.float32)]),
+        encode_item([np.array([1], np.float32), np.array(1)]),
+        encode_item([np.array([1, 2], np.float64), np.array(1)]),
         b"\1",
     ):
         assert item_flaw(outputs, True, bad)
@@ -216,4 +216,4 @@ def test_items_are_joined_to_arrays_or_refused() -> None:
             join_items(outputs, True, [bad])
     open_dims = (TensorSpec("y", "FP32", (-1, -1)),)
     with pytest.raises(ProtocolError, match="differ in shape"):
-        join_items(open_dims, True, [encode_item([np.float32([1])]), encode_item([np.float32([1, 2])])])
+        join_items(open_dims, True, [encode_item([np.array([1], np.float32)]), encode_item([np.array([1, 2], np.float32)])])

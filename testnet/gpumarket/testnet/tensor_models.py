@@ -30,7 +30,7 @@ SENSORS: Final = ("temperature", "vibration", "pressure", "current", "speed", "t
 FALSE_ALARMS: Final = 0.005
 """Share of normal readings that the threshold flags."""
 _OPSET, _IR = 17, 8
-_FILTERS: Final = (16, 32)
+_FILTERS: Final = (12, 24)
 _RIDGE: Final = 3.0
 
 
@@ -57,11 +57,12 @@ def telemetry(count: int, seed: int) -> tuple[Floats, NDArray[np.bool_]]:
     """Readings of a machine, float32 [count, 8], one in twenty of them of a failing one: each sensor near its range, but not together."""
     rng = np.random.default_rng(seed)
     load = rng.normal(0, 1, (count, 2))
-    mix = np.random.default_rng(7).normal(0, 1, (2, len(SENSORS)))
+    signs = np.random.default_rng(7)
+    mix = signs.choice([-1, 1], (2, len(SENSORS))) * signs.uniform(0.7, 1.4, (2, len(SENSORS)))
     readings = load @ mix + rng.normal(0, 0.2, (count, len(SENSORS)))
     failing = rng.random(count) < 0.05
-    readings[failing, 1] += rng.choice([-1.8, 1.8], int(failing.sum()))
-    readings[failing, 6] -= rng.choice([-1.8, 1.8], int(failing.sum()))
+    readings[failing, 1] += rng.choice([-1.3, 1.3], int(failing.sum()))
+    readings[failing, 6] -= rng.choice([-1.3, 1.3], int(failing.sum()))
     return (readings * np.linspace(0.5, 4, len(SENSORS)) + np.linspace(20, 90, len(SENSORS))).astype(np.float32), failing
 
 
@@ -73,8 +74,9 @@ def make_shape_classifier(out: Path, *, seed: int = 0) -> None:
         (rng.normal(0, (2 / (9 * taken)) ** 0.5, (made, taken, 3, 3)).astype(np.float32), rng.normal(0, 0.1, made).astype(np.float32))
         for taken, made in zip((3, *_FILTERS), _FILTERS, strict=False)
     ]
-    images, labels = shapes(3_000, seed + 1)
-    weights, bias = _fitted(_features(images, filters), labels)
+    images, labels = shapes(1_500, seed + 1)
+    features = np.concatenate([_features(images[at : at + 50], filters) for at in range(0, len(images), 50)])
+    weights, bias = _fitted(features, labels)
     constants: dict[str, NDArray[Any]] = {"weights": weights, "bias": bias}
     nodes, last = [], "image"
     for index, (kernel, offset) in enumerate(filters):
