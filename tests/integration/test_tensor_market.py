@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -150,6 +152,20 @@ def test_receipt_of_a_tensor_job_proves_request_and_output(market: Market) -> No
     proof = receipts.verify(receipts.from_json(path.read_bytes()))
     assert proof.holds, [f for f in proof.findings if not f.holds]
     assert json.loads(path.read_text())["order"]["spec"]["task"] == int(Task.INFER)
+
+
+def test_command_line_sends_tensors_and_saves_what_comes_back(market: Market, tmp_path: Path) -> None:
+    images, labels = shapes(8, 500)
+    np.save(tmp_path / "images.npy", images)
+    words = ["run", SHAPE_CLASSIFIER, "--tensor", f"image=@{tmp_path}/images.npy", "--out", str(tmp_path / "out"), "-o", "json"]
+    command = [sys.executable, "-m", "gpumarket.cli.main", *words, "--config", str(market.network.client_config)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    document = json.loads(done.stdout)
+    saved = np.load(tmp_path / "out" / "1-label.npy")
+    assert (saved == labels).mean() > 0.8
+    assert document["outputs"]["label"] == saved.tolist()
+    assert document["usage"]["prompt_tokens"] == 8
 
 
 def test_market_of_tensors_holds_every_invariant(market: Market) -> None:

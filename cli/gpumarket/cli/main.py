@@ -45,6 +45,8 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "safetensors": _ENGINES,
     "pynvml": _ENGINES,
     "msgspec": _ENGINES,
+    "onnxruntime": _ENGINES,
+    "onnx": ("testnet",),
     "psutil": ("testnet",),
     "libp2p": _P2P,
     "trio": _P2P,

@@ -27,11 +27,11 @@ from gpumarket.node.engine.onnx_session import Session, open_session
 from gpumarket.node.engine.thread import ModelThread
 from gpumarket.node.models.onnx_import import MODEL_FILE, read_model
 
-REQUESTS_OPEN_MAX: Final = 256
+REQUESTS_OPEN_MAX: Final = 64
+"""Each holds its inputs, and at most OUTPUT_BYTES_MAX that its reader left unread."""
 BATCH_ROWS_MAX: Final = 64
 BATCH_BYTES_MAX: Final = 8 * 1024 * 1024
 """Input bytes of one pass: rows beyond it wait for the next."""
-UNREAD_BYTES_MAX: Final = 2 * OUTPUT_BYTES_MAX
 
 Batch = tuple[NDArray[Any], ...]
 
@@ -189,7 +189,7 @@ class OnnxEngine:
 
     def _take(self) -> list[tuple[int, _Call, int]]:
         """(key, request, rows) of the next pass: in turn from the requests whose rows have the shape of the first one's."""
-        keys = [key for key, call in self._active.items() if call.sent_bytes < UNREAD_BYTES_MAX]
+        keys = list(self._active)
         self._turn += 1
         keys = keys[self._turn % max(1, len(keys)) :] + keys[: self._turn % max(1, len(keys))]
         if not keys:
