@@ -13,6 +13,9 @@ from numpy.typing import NDArray
 from gpumarket.core.codec import signed_ack, signed_lease, signed_order
 from gpumarket.core.errors import EngineFailed
 from gpumarket.core.signing import LocalKey, market_domain
+from gpumarket.core.tensor_requests import Tensor, TensorRequest
+from gpumarket.core.tensor_requests import to_proto as tensor_to_proto
+from gpumarket.core.tensors import DTYPES, Signature, TensorSpec
 from gpumarket.core.terms import (
     Ack,
     JobSpec,
@@ -182,6 +185,23 @@ def embed_job(model: OnSale, inputs: Sequence[Sequence[int]] = ((1, 2), (3, 4, 5
     return replace(job, **changes)
 
 
+TENSOR_SIGNATURE = Signature((TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1,)), TensorSpec("n", "INT64", (-1,))), True)
+
+
+def tensor_model(**changes: Any) -> OnSale:
+    return replace(on_sale(Task.INFER), signature=TENSOR_SIGNATURE, **changes)
+
+
+def tensor_request(rows: int) -> TensorRequest:
+    array = np.arange(2 * rows, dtype=np.float32).reshape(rows, 2)
+    return TensorRequest((Tensor("x", "FP32", array.shape, array.tobytes()),), TENSOR_SIGNATURE.outputs, rows)
+
+
+def tensor_job(model: OnSale, rows: int = 5, window: int = 64, **changes: Any) -> Job:
+    raw = tensor_to_proto(tensor_request(rows)).SerializeToString()
+    return replace(Job(model, Task.INFER, raw, rows, rows, window), **changes)
+
+
 def text_hash(tokens: Sequence[int], start: Hash = ZERO_HASH) -> Hash:
     return output_chain((token_item(token) for token in tokens), start)
 
@@ -222,6 +242,14 @@ class ScriptedEngine:
                 at += len(tokens)
                 self.produced += len(tokens)
                 yield Chunk(tokens, ("length" if at >= request.max_tokens else "stop") if at >= want else "")
+
+    async def infer(self, request: TensorRequest) -> AsyncIterator[tuple[NDArray[Any], ...]]:
+        """Every output full of the row's first number."""
+        async with _Running(self):
+            for row in request.inputs[0].array.reshape(request.items, -1)[:, 0]:
+                await self._step()
+                shapes = [tuple(max(1, size) for size in spec.shape) for spec in request.outputs]
+                yield tuple(np.full(shape, row, DTYPES[spec.datatype]) for shape, spec in zip(shapes, request.outputs, strict=True))
 
     async def replay(self, request: GenerateRequest, output: Sequence[int], segments: Sequence[Segment] = ()) -> NDArray[np.float32]:
         await self._step()

@@ -7,8 +7,10 @@ import os
 import struct
 from pathlib import Path
 
+import onnx_corpus
 import pytest
 
+from gpumarket.cli import main
 from gpumarket.core.errors import ConfigError, UnknownModel
 from gpumarket.core.terms import ModelManifest, Task
 from gpumarket.core.units import Hash
@@ -229,3 +231,51 @@ def test_safetensors_header_that_is_sound_passes(tmp_path: Path) -> None:
     (tmp_path / "w.safetensors").write_bytes(SOUND)
     check_safetensors(tmp_path / "w.safetensors")
     check_safetensors(minilm_path() / "model.safetensors")
+
+
+# --- tensor models ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def onnx_file(tmp_path: Path) -> Path:
+    path = tmp_path / "m.onnx"
+    path.write_bytes(onnx_corpus.sound().SerializeToString())
+    return path
+
+
+def test_add_onnx_keeps_the_file_and_a_signature_under_one_digest(store: ModelStore, onnx_file: Path) -> None:
+    manifest = store.add_onnx(onnx_file, "m", licence="MIT", rows_max=64)
+    assert [f.path for f in manifest.files] == ["model.onnx", "signature.json"]
+    assert (manifest.task, manifest.dtype, manifest.max_input_tokens) == (Task.INFER, "float32", 64)
+    assert store.add_onnx(onnx_file, "other", licence="MIT", rows_max=64).digest == manifest.digest
+    assert store.signature(manifest).batched
+    folder = store.materialise(manifest.digest)
+    assert (folder / "model.onnx").read_bytes() == onnx_file.read_bytes()
+    store.verify(manifest.digest)
+    whole = store.add_onnx(onnx_file, "whole", licence="MIT", batched=False)
+    assert whole.digest != manifest.digest and not store.signature(whole).batched and whole.max_input_tokens == 1
+
+
+def test_signature_of_a_model_that_has_none_or_a_damaged_one_is_refused(store: ModelStore, folder: Path, onnx_file: Path) -> None:
+    with pytest.raises(ConfigError, match=r"signature\.json"):
+        store.signature(add(store, folder))
+    manifest = store.add_onnx(onnx_file, "m", licence="MIT")
+    blob = (store.materialise(manifest.digest) / "signature.json").resolve()
+    blob.chmod(0o644)
+    blob.write_bytes(b"{}")
+    with pytest.raises(ConfigError, match="was changed"):
+        store.signature(manifest)
+
+
+def test_command_line_imports_a_tensor_model_and_refuses_a_hostile_one(
+    tmp_path: Path, onnx_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--name", "m", "--task", "infer", "--licence", "MIT", "--max-input", "32", "--store", str(tmp_path / "sold"), "-o", "json"]
+    assert main.run(["model", "import", str(onnx_file), *words]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["task"], document["dtype"]) == ("infer", "float32")
+    assert ModelStore(tmp_path / "sold").alias("m").hex() == document["digest"][2:]
+    onnx_file.write_bytes(onnx_corpus.corpus(tmp_path / "canary")["external data above it"][1])
+    assert main.run(["model", "import", str(onnx_file), *words]) == 3
+    told = json.loads(capsys.readouterr().out)["error"]
+    assert told["code"] == "config" and "external-data" in told["message"]

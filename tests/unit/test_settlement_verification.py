@@ -15,20 +15,28 @@ from hypothesis import strategies as st
 from gpumarket.core import codec
 from gpumarket.core.errors import BadReceipt, BadSignature, ConfigError, ProtocolError
 from gpumarket.core.signing import LocalKey, market_domain
+from gpumarket.core.tensor_requests import Tensor, TensorRequest
+from gpumarket.core.tensor_requests import to_proto as tensors_to_proto
+from gpumarket.core.tensors import TensorSpec, encode_item
 from gpumarket.core.terms import JobSpec, Lease, Outcome, Receipt, Task, keccak256, output_chain, request_hash, sampling_seed, token_item
 from gpumarket.core.units import ZERO_HASH, Address, Hash, Money
 from gpumarket.settlement.verification import (
     EMBED_BF16,
     EMBED_FP32,
+    INFER_FP16,
+    INFER_FP32,
     PROFILES,
     TEXT_BF16,
     PooledTest,
     Verdict,
+    check_of,
     decide_embed,
+    decide_tensors,
     decide_text,
     draw_check,
     draw_checker,
     draw_subset,
+    drawn_by,
     judge,
     open_evidence,
     profile_by_digest,
@@ -67,7 +75,7 @@ def rows(seed: int, count: int = 6, size: int = 16, noise: float = 0.0) -> list[
 
 
 def test_profiles_are_addressed_by_content() -> None:
-    assert len(PROFILES) == 4
+    assert len(PROFILES) == 6
     assert all(profile.digest == digest for digest, profile in PROFILES.items())
     assert replace(EMBED_FP32, max_abs_diff_nano=10_001).digest not in PROFILES
     assert profile_for(Task.EMBED, "float32") is EMBED_FP32
@@ -516,3 +524,116 @@ def test_opening_lease_of_another_order_is_refused() -> None:
     job.receipt = replace(job.receipt, lease=job.lease.struct_hash)
     with pytest.raises(ProtocolError, match="order"):
         open_evidence(DOMAIN, job.opening())
+
+
+# --- tensors -------------------------------------------------------------------------------------------------------------------
+
+TENSORS = TensorRequest(
+    (Tensor("x", "UINT8", (6, 2), bytes([1, 2, 3, 4, 1, 2, 5, 6, 7, 8, 1, 2])),),
+    (TensorSpec("y", "FP32", (-1, 2)), TensorSpec("n", "INT64", (-1,))),
+    6,
+)
+
+
+def answers(change: float = 0.0, at: int = 1, label: int = 0) -> list[bytes]:
+    """Six items; the one at `at` is changed."""
+    rows = [(change, label) if i == at else (0, 0) for i in range(6)]
+    return [encode_item([np.array([i, i + more], np.float32), np.array(i + other)]) for i, (more, other) in enumerate(rows)]
+
+
+def tensor_job(output: list[bytes], provider: LocalKey = PROVIDER, **kwargs: Any) -> Job:
+    return Job(provider, Task.INFER, tensors_to_proto(TENSORS), output, len(output), INFER_FP32, **kwargs)
+
+
+def tensor_check(output: list[bytes], checker: LocalKey, drawn: tuple[int, ...] = DRAWN) -> Job:
+    check = check_of(tensors_to_proto(TENSORS), drawn)
+    return Job(checker, Task.CHECK, check, [output[i] for i in drawn], len(drawn), INFER_FP32)
+
+
+def item(value: float, kind: Any = np.float32) -> list[bytes]:
+    return [encode_item([np.array(value, kind)])]
+
+
+@pytest.mark.parametrize(
+    ("profile", "ours", "theirs", "verdict"),
+    [
+        (INFER_FP32, item(0.5), item(0.5 + 1.5e-6), Verdict.ACCEPTED),  # the largest honest difference measured: other kernels, 2 threads
+        (INFER_FP32, item(0.5), item(0.5 + 2e-3), Verdict.REJECTED),  # the largest of 600 rows of fp16 weights
+        (INFER_FP32, item(5e4), item(5e4 + 1), Verdict.ACCEPTED),  # relative above 1
+        (INFER_FP32, item(5e4), item(5e4 + 4), Verdict.REJECTED),
+        (INFER_FP16, item(0.5, np.float16), item(0.51, np.float16), Verdict.ACCEPTED),
+        (INFER_FP16, item(0.5, np.float16), item(0.6, np.float16), Verdict.REJECTED),
+        (INFER_FP32, item(7, np.int64), item(7, np.int64), Verdict.ACCEPTED),
+        (INFER_FP32, item(7, np.int64), item(8, np.int64), Verdict.REJECTED),
+        (INFER_FP32, item(2**63 - 1, np.int64), item(2**63 - 2, np.int64), Verdict.REJECTED),  # equal as floats
+        (INFER_FP32, item(1, np.bool_), item(0, np.bool_), Verdict.REJECTED),
+        (INFER_FP32, item(float("nan")), item(float("nan")), Verdict.ACCEPTED),
+        (INFER_FP32, item(float("nan")), item(0), Verdict.REJECTED),
+        (INFER_FP32, item(float("inf")), item(float("inf")), Verdict.ACCEPTED),
+        (INFER_FP32, item(float("inf")), item(float("-inf")), Verdict.REJECTED),
+        (INFER_FP32, item(float("inf")), item(3e38), Verdict.REJECTED),
+        (INFER_FP32, item(1), item(1, np.float64), Verdict.REJECTED),
+        (INFER_FP32, item(1), [encode_item([np.zeros((1,), np.float32)])], Verdict.REJECTED),
+        (INFER_FP32, item(1), [item(1)[0] * 2], Verdict.REJECTED),
+        (INFER_FP32, item(1), [b"\xff"], Verdict.REJECTED),
+        (INFER_FP32, item(1), [], Verdict.REJECTED),
+        (INFER_FP32, [], [], Verdict.REJECTED),
+    ],
+)
+def test_tensors_fall_on_the_right_side(profile: Any, ours: list[bytes], theirs: list[bytes], verdict: Verdict) -> None:
+    for pair in ((ours, theirs), (theirs, ours)):
+        decision = decide_tensors(profile, *pair)
+        assert decision.verdict is verdict and decision.reason
+
+
+def tensor_verdict(subject: Job, *checks: Job, drawn: tuple[int, ...] = DRAWN) -> Verdict:
+    return verdict(subject, *checks, drawn=drawn, profile=INFER_FP32)
+
+
+@pytest.mark.parametrize("wrong", [answers(1e-2), answers(label=1)])
+def test_judge_tensors_two_agreeing_checks_reject_and_one_makes_grey(wrong: list[bytes]) -> None:
+    right = answers()
+    assert tensor_verdict(tensor_job(wrong), tensor_check(right, FIRST), tensor_check(right, SECOND)) is Verdict.REJECTED
+    assert tensor_verdict(tensor_job(wrong), tensor_check(right, FIRST)) is Verdict.GREY
+    assert tensor_verdict(tensor_job(right), tensor_check(right, FIRST)) is Verdict.ACCEPTED
+    assert tensor_verdict(tensor_job(wrong), tensor_check(right, FIRST, (2, 3)), drawn=(2, 3)) is Verdict.ACCEPTED
+    assert tensor_verdict(tensor_check(wrong, FIRST), tensor_check(right, SECOND), tensor_job(right)) is Verdict.REJECTED
+
+
+def test_judge_tensors_evidence_over_other_rows_is_refused() -> None:
+    right = answers()
+    with pytest.raises(ProtocolError, match="drawn"):
+        tensor_verdict(tensor_job(right), tensor_check(right, FIRST, (1, 3)))
+    with pytest.raises(ProtocolError, match="ascending"):
+        tensor_verdict(tensor_job(right, prefix=2, prefix_units=2), tensor_check(right, FIRST))
+
+
+def test_opening_of_tensors_is_held_against_its_rows() -> None:
+    assert open_evidence(DOMAIN, tensor_job(answers(), prefix=2, prefix_units=2).opening()).own_start == 2
+    with pytest.raises(BadReceipt):
+        open_evidence(DOMAIN, Job(PROVIDER, Task.INFER, tensors_to_proto(TENSORS), answers() * 2, 12, INFER_FP32).opening())
+    with pytest.raises(ProtocolError):
+        open_evidence(DOMAIN, Job(PROVIDER, Task.INFER, pb.TensorRequest(rows=6), answers(), 6, INFER_FP32).opening())
+    with pytest.raises(ProtocolError):
+        open_evidence(
+            DOMAIN, Job(PROVIDER, Task.CHECK, pb.CheckRequest(infer=pb.TensorRequest(rows=2)), answers()[:2], 2, INFER_FP32).opening()
+        )
+
+
+@given(st.lists(st.integers(0, 5), min_size=1, max_size=6, unique=True).map(sorted))
+def test_rows_that_a_check_repeats_are_found_again(drawn: list[int]) -> None:
+    """Rows 0, 2 and 5 are equal: any of them stands for the others."""
+    body = tensors_to_proto(TENSORS)
+    found = drawn_by(body, check_of(body, drawn), 0, 6)
+    assert check_of(body, found) == check_of(body, drawn) and list(found) == sorted(set(found))
+    with pytest.raises(ProtocolError):
+        drawn_by(body, check_of(body, [1, 0]), 2, 6)
+
+
+def test_request_without_rows_is_checked_whole() -> None:
+    one = tensors_to_proto(TensorRequest((Tensor("x", "UINT8", (2,), b"ab"),), (TensorSpec("y", "FP32", (2,)),), 0))
+    assert drawn_by(one, check_of(one, (0,)), 0, 1) == (0,)
+    output = [encode_item([np.zeros(2, np.float32)])]
+    subject = Job(PROVIDER, Task.INFER, one, output, 1, INFER_FP32)
+    checks = [Job(key, Task.CHECK, check_of(one, (0,)), [encode_item([np.ones(2, np.float32)])], 1, INFER_FP32) for key in (FIRST, SECOND)]
+    assert tensor_verdict(subject, *checks, drawn=(0,)) is Verdict.REJECTED

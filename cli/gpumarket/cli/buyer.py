@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -18,7 +19,7 @@ from gpumarket.core.units import format_money, hex0x
 if TYPE_CHECKING:
     from gpumarket.core.signing import LocalKey
     from gpumarket.sdk import Client, ClientSettings
-    from gpumarket.sdk.results import JobOutcome
+    from gpumarket.sdk.results import InferResult, JobOutcome
 
 
 @asynccontextmanager
@@ -90,6 +91,17 @@ def outcome_document(result: JobOutcome) -> dict[str, Any]:
         "receipt": hex0x(result.receipt.struct_hash) if result.receipt is not None else None,
         "warnings": [str(warning) for warning in result.warnings],
     }
+
+
+def tensors_document(result: InferResult) -> dict[str, Any]:
+    """Output tensors for programs: nested lists by name. Floats that are not finite have no JSON; they come as null."""
+    return {name: _finite(array.tolist()) for name, array in result.outputs.items()}
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def outcome_line(result: JobOutcome) -> str:

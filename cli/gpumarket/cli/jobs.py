@@ -100,11 +100,13 @@ def _row(job: JobSummary) -> dict[str, Any]:
 
 
 def _result(result: JobResult) -> dict[str, Any]:
-    from gpumarket.sdk.results import ChatResult
+    from gpumarket.sdk.results import ChatResult, InferResult
 
     document = buyer.outcome_document(result)
     if isinstance(result, ChatResult):
         return {**document, "text": result.text, "finish_reason": result.finish_reason}
+    if isinstance(result, InferResult):
+        return {**document, "outputs": buyer.tensors_document(result)}
     return {**document, "vectors": [[float(x) for x in vector] for vector in result]}
 
 

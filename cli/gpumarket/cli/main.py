@@ -46,6 +46,8 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "safetensors": _ENGINES,
     "pynvml": _ENGINES,
     "msgspec": ("gateway", "provider", "testnet"),
+    "onnxruntime": _ENGINES,
+    "onnx": ("testnet",),
     "psutil": ("testnet",),
     "libp2p": _P2P,
     "trio": _P2P,

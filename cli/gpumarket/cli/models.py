@@ -23,6 +23,7 @@ class Kind(StrEnum):
 
     embed = "embed"
     generate = "generate"
+    infer = "infer"
 
 
 @verb(app, "add")
@@ -63,13 +64,14 @@ def list_models(
 
 @verb(app, "import")
 def import_model(
-    folder: Annotated[Path, typer.Argument(help="A model in safetensors with its tokenizer.")],
+    folder: Annotated[Path, typer.Argument(help="A model in safetensors with its tokenizer, or a tensor model's .onnx file.")],
     name: Annotated[str, typer.Option(help="Alias in the store.")],
     task: Annotated[Kind, typer.Option(help="What it does.")],
     licence: Annotated[str, typer.Option(help="SPDX identifier, e.g. Apache-2.0.")],
-    max_input: Annotated[int, typer.Option(min=1, help="Longest input, in tokens.")],
-    dtype: Annotated[str, typer.Option(help="What the computation is sold as.")] = "float32",
+    max_input: Annotated[int, typer.Option(min=1, help="Longest input, in tokens; most rows of a request to a tensor model.")],
+    dtype: Annotated[str, typer.Option(help="What the computation is sold as; a tensor model's file says it.")] = "float32",
     quantization: Annotated[str, typer.Option()] = "none",
+    whole: Annotated[bool, typer.Option("--whole", help="A tensor model whose rows depend on each other: a request is one unit.")] = False,
     store: StoreOption = None,
     config: ConfigOption = None,
 ) -> None:
@@ -77,16 +79,19 @@ def import_model(
     from gpumarket.node.models.store import ModelStore
 
     place = ModelStore(_store(store, config))
-    kind = Task.EMBED if task is Kind.embed else Task.GENERATE
-    manifest = place.add(
-        folder,
-        name,
-        task=kind,
-        dtype=dtype,
-        quantization=quantization,
-        licence=licence,
-        max_input_tokens=max_input,
-        progress=lambda path, done, size: current().progress(f"{path}: {done} of {size} bytes") if done == size else None,
+    manifest = (
+        place.add_onnx(folder, name, licence=licence, rows_max=max_input, batched=not whole, progress=_tell)
+        if task is Kind.infer
+        else place.add(
+            folder,
+            name,
+            task=Task.EMBED if task is Kind.embed else Task.GENERATE,
+            dtype=dtype,
+            quantization=quantization,
+            licence=licence,
+            max_input_tokens=max_input,
+            progress=_tell,
+        )
     )
     place.set_alias(name, manifest.digest)
     current().emit(_manifest(manifest))
@@ -98,6 +103,11 @@ async def make_tiny() -> None:
     from gpumarket.testnet.models import tiny_llama
 
     current().emit({"folder": str(await tiny_llama(current().progress))})
+
+
+def _tell(path: str, done: int, size: int) -> None:
+    if done == size:
+        current().progress(f"{path}: {done} of {size} bytes")
 
 
 def _store(given: Path | None, config: Path | None) -> Path:

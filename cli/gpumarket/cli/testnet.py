@@ -145,7 +145,7 @@ async def _foreground(folder: Path, providers: int, cheats: list[str], gateway: 
     from gpumarket.testnet import plan
     from gpumarket.testnet.network import Network
 
-    sellers = (*plan.honest(providers), *plan.cheaters(cheats))
+    sellers = (*plan.honest(providers, tensors=True), *plan.cheaters(cheats))
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)

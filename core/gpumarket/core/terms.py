@@ -26,6 +26,7 @@ class Task(enum.IntEnum):
 
     GENERATE = 1
     EMBED = 3
+    INFER = 4
     CHECK = 5
 
 

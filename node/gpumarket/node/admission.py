@@ -14,6 +14,7 @@ from typing import Protocol
 from gpumarket.core.codec import open_lease, open_order
 from gpumarket.core.errors import ChannelExpiring, ProtocolError, UnknownModel
 from gpumarket.core.signing import Domain
+from gpumarket.core.tensors import Signature
 from gpumarket.core.terms import JobSpec, Lease, ModelManifest, Task, opens_request
 from gpumarket.core.units import Address, Hash, Money, format_money, hex0x
 from gpumarket.node.credit import OpenJob, exposure
@@ -56,6 +57,8 @@ class OnSale:
     """Per 1,000,000 input tokens, base units."""
     output_price: Money
     slots: int
+    signature: Signature | None = None
+    """Of a tensor model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,9 +72,12 @@ class House:
     window_units_max: int
     embed_window_units_max: int
     channel_margin_seconds: int
+    infer_window_units_max: int = 4_096
 
     def window_max(self, task: Task) -> int:
         """Largest window that a lease of this task may name."""
+        if task is Task.INFER:
+            return self.infer_window_units_max
         return self.window_units_max if task is Task.GENERATE else self.embed_window_units_max
 
 
@@ -101,7 +107,7 @@ def admit(message: pb.InferOpen, house: House, channels: Mapping[Hash, Spoke], n
     _require_worth(lease, spec, model)
     if not opens_request(message.salt, message.request, spec.request_hash):
         raise ProtocolError("the request is not the one that the order names (its salted hash differs)")
-    work = open_work(lease, spec, model.manifest, message.request, message.prefix, nonce)
+    work = open_work(lease, spec, model.manifest, message.request, message.prefix, nonce, model.signature)
     return Admitted(lease, lease.struct_hash, spec, work, model, nonce)
 
 

@@ -106,6 +106,7 @@ class Provider:
             settings.window_units_max,
             settings.embed_window_units_max,
             settings.channel_margin_seconds,
+            settings.infer_window_units_max,
         )
         self.tally = Tally()
         self.kept_warm = frozenset(digest for digest, entry in self._stock.items() if entry.warm)

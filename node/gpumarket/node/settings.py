@@ -98,6 +98,8 @@ class ProviderSettings(StakedSettings):
     """Largest window of generated tokens that a lease may name: what one job can cost when its client stops acknowledging."""
     embed_window_units_max: int = 32_768
     """The same for input tokens of embeddings and checks, which are cheap."""
+    infer_window_units_max: int = 4_096
+    """The same for rows of tensor jobs, whose answers come to 4 MiB at most."""
     credit: str = ""
     """Most that one scheduler may owe at first. Empty: one window of every job that can be open at once, of the dearest model."""
     credit_growth: float = 1.0

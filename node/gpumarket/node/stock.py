@@ -18,26 +18,28 @@ from gpumarket.node.settings import ModelSetting
 from gpumarket.settlement.verification import profile_for
 
 ENGINE_PACKAGES = ("torch", "transformers", "safetensors")
+TENSOR_PACKAGES = ("onnxruntime",)
 """What the engines' processes import. This one never does: it must not pay for them, nor fall with them."""
-_KINDS = {Task.EMBED: "embed", Task.GENERATE: "slots"}
+ENGINES = {Task.EMBED: "embed", Task.GENERATE: "slots", Task.INFER: "onnx"}
+"""Which engine does a task."""
 
 
 def open_stock(store: ModelStore, models: Iterable[ModelSetting]) -> list[Stock]:
     """The models on sale. Raises UnknownModel for one that is not in the store, ConfigError for one that cannot be sold, MissingExtra
     where no engine could start: before a stake is paid for a provider that serves nothing."""
-    for package in ENGINE_PACKAGES:
-        if importlib.util.find_spec(package) is None:
-            raise MissingExtra("provider", f"an engine ({package})")
     stock: dict[Hash, Stock] = {}
     for setting in models:
         digest = _digest(store, setting.model)
         if digest in stock:
             raise ConfigError(f"model {setting.model} is on the price list twice", hint="remove one of the two entries")
         manifest = store.manifest(digest)
-        if manifest.task not in _KINDS:
+        if manifest.task not in ENGINES:
             raise ConfigError(f"there is no engine for {setting.model}, a model of task {manifest.task.name}")
+        _require_engine(manifest.task)
         profile = profile_for(manifest.task, manifest.dtype)
-        on_sale = OnSale(manifest, profile.digest, setting.prompt_price_per_mtok, setting.output_price_per_mtok, setting.slots)
+        signature = store.signature(manifest) if manifest.task is Task.INFER else None
+        prices = (setting.prompt_price_per_mtok, setting.output_price_per_mtok)
+        on_sale = OnSale(manifest, profile.digest, *prices, setting.slots, signature)
         stock[digest] = Stock(on_sale, store.materialise(digest), setting.warm or manifest.task is Task.EMBED)
     if not stock:
         raise ConfigError(
@@ -48,8 +50,14 @@ def open_stock(store: ModelStore, models: Iterable[ModelSetting]) -> list[Stock]
 
 def default_engine_factory(manifest: ModelManifest, folder: Path, slots: int, *, compute_dtype: str = "") -> Engine:
     """An engine in a process of its own that computes in the dtype that is sold, unless another one is named."""
-    options = {"rows_max": slots} if manifest.task is Task.GENERATE else {}
-    return EngineProcess(_KINDS[manifest.task], folder, compute_dtype=compute_dtype or manifest.dtype, options=options)
+    options: dict[str, int] = {"rows_max": slots} if manifest.task is Task.GENERATE else {}
+    return EngineProcess(ENGINES[manifest.task], folder, compute_dtype=compute_dtype or manifest.dtype, options=options)
+
+
+def _require_engine(task: Task) -> None:
+    for package in TENSOR_PACKAGES if task is Task.INFER else ENGINE_PACKAGES:
+        if importlib.util.find_spec(package) is None:
+            raise MissingExtra("provider", f"an engine ({package})")
 
 
 def _digest(store: ModelStore, name: str) -> Hash:

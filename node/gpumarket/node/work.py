@@ -17,11 +17,14 @@ from numpy.typing import NDArray
 from gpumarket.core.codec import parse
 from gpumarket.core.errors import EngineFailed, ProtocolError
 from gpumarket.core.seeds import drawing_seed
+from gpumarket.core.tensor_requests import TensorRequest, from_bytes, from_proto
+from gpumarket.core.tensors import Signature
 from gpumarket.core.terms import JobSpec, Lease, ModelManifest, Task, output_chain, token_item
 from gpumarket.core.units import ZERO_HASH, Hash
 from gpumarket.node.attempt import Ended, Produced
 from gpumarket.node.engine.base import Chunk, EmbedRequest, Engine, GenerateRequest, Sampling, Segment
 from gpumarket.node.meter import Item
+from gpumarket.node.tensor_work import items_of, open_tensors
 from gpumarket.v1 import terms_pb2 as pb
 
 T = TypeVar("T")
@@ -48,11 +51,27 @@ class ReplayWork:
     segments: tuple[Segment, ...]
 
 
-Work = EmbedWork | GenerateWork | ReplayWork
+@dataclass(frozen=True, slots=True)
+class InferWork:
+    """Rows that no earlier attempt delivered."""
+
+    request: TensorRequest
 
 
-def open_work(lease: Lease, spec: JobSpec, manifest: ModelManifest, request: bytes, prefix: Sequence[int], nonce: Hash) -> Work:
-    """The work inside a request whose hash was checked. Raises ProtocolError when it is not what the order says or the model takes."""
+Work = EmbedWork | GenerateWork | InferWork | ReplayWork
+
+
+def open_work(
+    lease: Lease,
+    spec: JobSpec,
+    manifest: ModelManifest,
+    request: bytes,
+    prefix: Sequence[int],
+    nonce: Hash,
+    signature: Signature | None = None,
+) -> Work:
+    """The work inside a request whose hash was checked; `signature` is a tensor model's. Raises ProtocolError when it is not what the
+    order says or the model takes."""
     match lease.task:
         case Task.GENERATE:
             _require_task(manifest, Task.GENERATE, lease.task)
@@ -60,8 +79,11 @@ def open_work(lease: Lease, spec: JobSpec, manifest: ModelManifest, request: byt
         case Task.EMBED:
             _require_task(manifest, Task.EMBED, lease.task)
             return _embed(lease, spec, manifest, parse(pb.EmbedRequest, request))
+        case Task.INFER:
+            _require_task(manifest, Task.INFER, lease.task)
+            return InferWork(open_tensors(lease, spec, manifest, signature, from_bytes(request)))
         case Task.CHECK:
-            return _check(lease, spec, manifest, parse(pb.CheckRequest, request))
+            return _check(lease, spec, manifest, parse(pb.CheckRequest, request), signature)
 
 
 async def run(work: Work, engine: Engine) -> AsyncGenerator[Produced | Ended, None]:
@@ -86,6 +108,16 @@ async def run(work: Work, engine: Engine) -> AsyncGenerator[Produced | Ended, No
             if not reason:
                 raise EngineFailed("the engine stopped without a reason in the middle of a text")
             yield Ended(reason)
+        case InferWork(tensors):
+            done = 0
+            async with _closing(engine.infer(tensors)) as arrays:
+                async for batch in arrays:
+                    items = tuple(items_of(tensors, batch))
+                    done += len(items)
+                    yield Produced(items)
+            if done != tensors.items:
+                raise EngineFailed(f"the engine gave {done} rows for the {tensors.items} it took")
+            yield Ended("")
         case ReplayWork(request, output, segments):
             gaps = await engine.replay(request, output, segments)
             if gaps.shape != (len(output),):
@@ -123,9 +155,12 @@ def _embed(lease: Lease, spec: JobSpec, manifest: ModelManifest, body: pb.EmbedR
     return EmbedWork(request if not skipped else EmbedRequest(tuple(rest)))
 
 
-def _check(lease: Lease, spec: JobSpec, manifest: ModelManifest, body: pb.CheckRequest) -> Work:
-    if body.HasField("embed") == body.HasField("generate"):
-        raise ProtocolError("a check is of embeddings or of a text: exactly one of the two")
+def _check(lease: Lease, spec: JobSpec, manifest: ModelManifest, body: pb.CheckRequest, signature: Signature | None) -> Work:
+    if body.HasField("embed") + body.HasField("generate") + body.HasField("infer") != 1:
+        raise ProtocolError("a check is of embeddings, of a text or of tensors: exactly one of them")
+    if body.HasField("infer"):
+        _require_task(manifest, Task.INFER, lease.task)
+        return InferWork(open_tensors(lease, spec, manifest, signature, from_proto(body.infer)))
     if body.HasField("embed"):
         _require_task(manifest, Task.EMBED, lease.task)
         return _embed(lease, spec, manifest, body.embed)

@@ -658,7 +658,7 @@ class ReportRequest(_message.Message):
 
     @_builtins.property
     def drawn(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
-        """EMBED: indices of the inputs that were checked"""
+        """EMBED, INFER: indices of the inputs or rows that were checked"""
 
     def __init__(
         self,

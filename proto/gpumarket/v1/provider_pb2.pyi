@@ -63,7 +63,7 @@ class InferOpen(_message.Message):
     SALT_FIELD_NUMBER: _builtins.int
     PREFIX_FIELD_NUMBER: _builtins.int
     request: _builtins.bytes
-    """serialized EmbedRequest, GenerateRequest or CheckRequest by the task"""
+    """serialized EmbedRequest, GenerateRequest, TensorRequest or CheckRequest by the task"""
     salt: _builtins.bytes
     """hash"""
     @_builtins.property
@@ -171,7 +171,7 @@ class Frame(_message.Message):
 
     @_builtins.property
     def items(self) -> _containers.RepeatedScalarFieldContainer[_builtins.bytes]:
-        """EMBED, CHECK: float32 little-endian rows, in input order"""
+        """EMBED, CHECK: float32 little-endian rows, in input order; INFER: items of gpumarket.core.tensors"""
 
     @_builtins.property
     def logprobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TokenLogprobs]:

@@ -41,6 +41,8 @@ class _TaskEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Task.ValueType],
     """text: tokens in, tokens out"""
     TASK_EMBED: _Task.ValueType  # 3
     """a vector for each input"""
+    TASK_INFER: _Task.ValueType  # 4
+    """tensors in, tensors out"""
     TASK_CHECK: _Task.ValueType  # 5
     """a result of the others, computed again"""
 
@@ -53,6 +55,8 @@ TASK_GENERATE: Task.ValueType  # 1
 """text: tokens in, tokens out"""
 TASK_EMBED: Task.ValueType  # 3
 """a vector for each input"""
+TASK_INFER: Task.ValueType  # 4
+"""tensors in, tensors out"""
 TASK_CHECK: Task.ValueType  # 5
 """a result of the others, computed again"""
 Global___Task: _TypeAlias = Task  # noqa: Y015
@@ -147,7 +151,7 @@ class ModelManifest(_message.Message):
     licence: _builtins.str
     """SPDX identifier"""
     max_input_tokens: _builtins.int
-    """longest input the model takes"""
+    """longest input the model takes; INFER: most rows of a request"""
     @_builtins.property
     def files(self) -> _containers.RepeatedCompositeFieldContainer[Global___ManifestFile]:
         """sorted by path"""
@@ -231,7 +235,7 @@ class ModelOffer(_message.Message):
     name: _builtins.str
     """a label for people; proves nothing"""
     task: Global___Task.ValueType
-    """GENERATE or EMBED; CHECK jobs come with `checks` of the offer"""
+    """GENERATE, EMBED or INFER; CHECK jobs come with `checks` of the offer"""
     dtype: _builtins.str
     """as in the manifest"""
     quantization: _builtins.str
@@ -239,7 +243,7 @@ class ModelOffer(_message.Message):
     warm: _builtins.bool
     """loaded now, or loaded on its first lease"""
     prompt_price_per_mtok: _builtins.bytes
-    """money per 1,000,000 input tokens"""
+    """money per 1,000,000 input tokens; INFER: rows"""
     output_price_per_mtok: _builtins.bytes
     """money per 1,000,000 generated tokens"""
     profile: _builtins.bytes
@@ -383,7 +387,7 @@ class VerificationProfile(_message.Message):
     GROSS_SHARE_PPM_FIELD_NUMBER: _builtins.int
     MIN_UNITS_FIELD_NUMBER: _builtins.int
     task: Global___Task.ValueType
-    """GENERATE or EMBED: which of the tolerances below count"""
+    """GENERATE, EMBED or INFER: which of the tolerances below count"""
     dtype: _builtins.str
     """of the computation that is judged"""
     runtime: _builtins.str
@@ -393,7 +397,7 @@ class VerificationProfile(_message.Message):
     checker_gpu_class: _builtins.str
     """"*" is any"""
     max_abs_diff_nano: _builtins.int
-    """embeddings: largest |difference| of a coordinate accepted, 1e-9"""
+    """embeddings, tensors: largest |difference| of a number accepted, 1e-9 (tensors: of max(1, |number|))"""
     accept_mean_gap_micro: _builtins.int
     """text: mean clipped gap at most this: accept, 1e-6"""
     reject_mean_gap_micro: _builtins.int
@@ -458,9 +462,9 @@ class JobSpec(_message.Message):
     request_hash: _builtins.bytes
     """sha256(salt | request bytes)"""
     prompt_units: _builtins.int
-    """input tokens, of all inputs"""
+    """input tokens, of all inputs; INFER: rows, 1 without a batch dimension"""
     max_output_units: _builtins.int
-    """GENERATE: most tokens generated; EMBED, CHECK: equal to prompt_units"""
+    """GENERATE: most tokens generated; EMBED, INFER, CHECK: equal to prompt_units"""
     max_amount: _builtins.bytes
     """money the client pays at most, fee included, over all attempts"""
     constraints_hash: _builtins.bytes
@@ -1109,6 +1113,104 @@ class SeedSegment(_message.Message):
 Global___SeedSegment: _TypeAlias = SeedSegment  # noqa: Y015
 
 @_typing.final
+class TensorSpec(_message.Message):
+    """Name, datatype and shape of a tensor, as in the Open Inference Protocol v2 (BOOL, UINT8 .. UINT64, INT8 .. INT64, FP16, FP32, FP64)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DATATYPE_FIELD_NUMBER: _builtins.int
+    SHAPE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """as in the model's signature"""
+    datatype: _builtins.str
+    """as in the model's signature"""
+    @_builtins.property
+    def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """-1 is a dimension that the request sets"""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        datatype: _builtins.str = ...,
+        shape: _abc.Iterable[_builtins.int] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["datatype", b"datatype", "name", b"name", "shape", b"shape"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TensorSpec: _TypeAlias = TensorSpec  # noqa: Y015
+
+@_typing.final
+class Tensor(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    DATATYPE_FIELD_NUMBER: _builtins.int
+    SHAPE_FIELD_NUMBER: _builtins.int
+    CONTENTS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """of one of the model's inputs"""
+    datatype: _builtins.str
+    """of that input"""
+    contents: _builtins.bytes
+    """little-endian, row-major"""
+    @_builtins.property
+    def shape(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """all of them given"""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        datatype: _builtins.str = ...,
+        shape: _abc.Iterable[_builtins.int] | None = ...,
+        contents: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["contents", b"contents", "datatype", b"datatype", "name", b"name", "shape", b"shape"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Tensor: _TypeAlias = Tensor  # noqa: Y015
+
+@_typing.final
+class TensorRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INPUTS_FIELD_NUMBER: _builtins.int
+    OUTPUTS_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    rows: _builtins.int
+    """first dimension of every input; 0 for a model without a batch dimension, whose answer is one item"""
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tensor]:
+        """every input of the model"""
+
+    @_builtins.property
+    def outputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___TensorSpec]:
+        """what is wanted, as in the model's signature: parts of each output item, in this order"""
+
+    def __init__(
+        self,
+        *,
+        inputs: _abc.Iterable[Global___Tensor] | None = ...,
+        outputs: _abc.Iterable[Global___TensorSpec] | None = ...,
+        rows: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inputs", b"inputs", "outputs", b"outputs", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TensorRequest: _TypeAlias = TensorRequest  # noqa: Y015
+
+@_typing.final
 class CheckRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -1116,6 +1218,7 @@ class CheckRequest(_message.Message):
     GENERATE_FIELD_NUMBER: _builtins.int
     OUTPUT_FIELD_NUMBER: _builtins.int
     SEGMENTS_FIELD_NUMBER: _builtins.int
+    INFER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def embed(self) -> Global___EmbedRequest:
         """the drawn subset; answer: one vector each"""
@@ -1132,6 +1235,10 @@ class CheckRequest(_message.Message):
     def segments(self) -> _containers.RepeatedCompositeFieldContainer[Global___SeedSegment]:
         """ascending; the first starts at 0"""
 
+    @_builtins.property
+    def infer(self) -> Global___TensorRequest:
+        """the drawn rows; answer: their output items"""
+
     def __init__(
         self,
         *,
@@ -1139,10 +1246,11 @@ class CheckRequest(_message.Message):
         generate: Global___GenerateRequest | None = ...,
         output: _abc.Iterable[_builtins.int] | None = ...,
         segments: _abc.Iterable[Global___SeedSegment] | None = ...,
+        infer: Global___TensorRequest | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["embed", b"embed", "generate", b"generate"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["embed", b"embed", "generate", b"generate", "infer", b"infer"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["embed", b"embed", "generate", b"generate", "output", b"output", "segments", b"segments"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["embed", b"embed", "generate", b"generate", "infer", b"infer", "output", b"output", "segments", b"segments"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -258,6 +258,8 @@ class Desk:
     def _window(self, spec: JobSpec) -> int:
         if spec.task is Task.GENERATE:
             return self._settings.window_units
+        if spec.task is Task.INFER:
+            return self._settings.infer_window_units
         if spec.task is Task.CHECK:
             return max(self._settings.embed_window_units, spec.prompt_units)  # a check of text is one item; it cannot be cut
         return self._settings.embed_window_units

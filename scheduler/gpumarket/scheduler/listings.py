@@ -181,7 +181,7 @@ def to_advert(body: pb.OfferBody, owner: Address) -> Advert:
 
 
 def _sale(model: pb.ModelOffer) -> ModelOnSale:
-    if len(model.model) != 32 or len(model.profile) != 32 or int(model.task) not in (int(Task.GENERATE), int(Task.EMBED)):
+    if len(model.model) != 32 or len(model.profile) != 32 or int(model.task) not in (int(Task.GENERATE), int(Task.EMBED), int(Task.INFER)):
         raise ProtocolError("an offer with a model that is none: digest, profile or task")
     try:
         prices = money_from_bytes(model.prompt_price_per_mtok), money_from_bytes(model.output_price_per_mtok)

@@ -8,7 +8,7 @@ from gpumarket.core.errors import ProtocolError
 from gpumarket.core.signing import Domain
 from gpumarket.core.units import Address
 from gpumarket.scheduler.lifecycle import Job
-from gpumarket.settlement.verification import PROFILES, Decision, Evidence, judge, open_evidence
+from gpumarket.settlement.verification import PROFILES, Decision, Evidence, drawn_by, judge, open_evidence
 from gpumarket.v1 import market_pb2 as pb
 from gpumarket.v1 import terms_pb2
 
@@ -41,22 +41,12 @@ def judge_report(domain: Domain, job: Job, number: int, request: pb.ReportReques
 
 
 def drawn_of(subject: Evidence, checks: list[Evidence]) -> tuple[int, ...]:
-    """Indices of the embedding inputs that the checks repeat, ascending; empty for text. Equal inputs have equal answers, so the first
-    index that fits is as good as any."""
-    jobs = [e for e in (subject, *checks) if isinstance(e.request, terms_pb2.EmbedRequest)]
+    """Indices of the inputs or rows that the checks repeat, ascending; empty for text."""
+    jobs = [e for e in (subject, *checks) if isinstance(e.request, terms_pb2.EmbedRequest | terms_pb2.TensorRequest)]
     replays = [e for e in (subject, *checks) if isinstance(e.request, terms_pb2.CheckRequest)]
     if not jobs or not replays:
         return ()
     request, replay = jobs[0].request, replays[0].request
-    assert isinstance(request, terms_pb2.EmbedRequest)
+    assert isinstance(request, terms_pb2.EmbedRequest | terms_pb2.TensorRequest)
     assert isinstance(replay, terms_pb2.CheckRequest)
-    drawn: list[int] = []
-    at, end = jobs[0].own_start, len(jobs[0].output)  # what was not delivered cannot have been checked
-    for wanted in replay.embed.inputs:
-        while at < end and request.inputs[at] != wanted:
-            at += 1
-        if at >= end:
-            raise ProtocolError("the check's inputs are not a subset, in order, of the job's")
-        drawn.append(at)
-        at += 1
-    return tuple(drawn)
+    return drawn_by(request, replay, jobs[0].own_start, len(jobs[0].output))  # what was not delivered cannot have been checked

@@ -75,6 +75,8 @@ class SchedulerSettings(StakedSettings):
     """Generated tokens that a provider streams ahead of the acks: its exposure, a second or two of work."""
     embed_window_units: int = 16_384
     """The same for input tokens of embeddings: a batch of 64 texts of 256 tokens."""
+    infer_window_units: int = 256
+    """The same for rows of tensor jobs: a few passes of an engine."""
 
     spoke_deposit: str = "50"
     """What a provider's channel is opened with: thousands of jobs, so that gas is a small share."""

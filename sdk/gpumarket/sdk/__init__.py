@@ -1,4 +1,4 @@
-"""The Python SDK: buy embeddings and text on the market with typed results, receipts and verdicts. Importing it loads nothing heavy."""
+"""The Python SDK: buy embeddings, text and tensors, with typed results, receipts and verdicts. Importing it loads nothing heavy."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gpumarket.sdk.client import Client
-    from gpumarket.sdk.results import ChatResult, EmbedResult, Quote, Verdict
+    from gpumarket.sdk.results import ChatResult, EmbedResult, InferResult, Quote, Verdict
     from gpumarket.sdk.settings import ClientSettings
     from gpumarket.sdk.streaming import ChatStream
 
-__all__ = ["ChatResult", "ChatStream", "Client", "ClientSettings", "EmbedResult", "Quote", "Verdict"]
+__all__ = ["ChatResult", "ChatStream", "Client", "ClientSettings", "EmbedResult", "InferResult", "Quote", "Verdict"]
 
 _HOME = {
     "ChatResult": "results",
@@ -19,6 +19,7 @@ _HOME = {
     "Client": "client",
     "ClientSettings": "settings",
     "EmbedResult": "results",
+    "InferResult": "results",
     "Quote": "results",
     "Verdict": "results",
 }

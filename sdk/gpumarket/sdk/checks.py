@@ -76,7 +76,7 @@ class Checker:
         evidence = rules.open_evidence(self.desk.domain, subject.opening)
         profile = rules.profile_by_digest(evidence.lease.profile)
         drawn: tuple[int, ...] = ()
-        if evidence.lease.task is Task.EMBED:
+        if evidence.lease.task in (Task.EMBED, Task.INFER):
             start = evidence.own_start
             count = len(evidence.output) - start
             drawn = tuple(start + i for i in rules.draw_subset(count, self.desk.settings.check_share, self.desk.random))
@@ -172,10 +172,11 @@ class Checker:
 
 
 def _check_request(subject: Delivered, drawn: tuple[int, ...]) -> pb.CheckRequest:
-    """What a checker gets: the drawn inputs, or prompt and answer with every attempt's seed."""
+    """What a checker gets: the drawn inputs or rows, or prompt and answer with every attempt's seed."""
     if drawn:
-        inputs = parse(pb.EmbedRequest, subject.opening.request).inputs
-        return pb.CheckRequest(embed=pb.EmbedRequest(inputs=[inputs[i] for i in drawn]))
+        raw = subject.opening.request
+        tensors = subject.opening.order.spec.task == pb.TASK_INFER
+        return rules.check_of(parse(pb.TensorRequest, raw) if tensors else parse(pb.EmbedRequest, raw), drawn)
     return pb.CheckRequest(
         generate=parse(pb.GenerateRequest, subject.opening.request),
         output=[int.from_bytes(item, "little") for item in subject.output],
@@ -186,4 +187,6 @@ def _check_request(subject: Delivered, drawn: tuple[int, ...]) -> pb.CheckReques
 def _units(request: pb.CheckRequest) -> int:
     if request.embed.inputs:
         return sum(len(i.ids) for i in request.embed.inputs)
+    if request.HasField("infer"):
+        return max(1, request.infer.rows)
     return len(request.generate.prompt) + len(request.output)

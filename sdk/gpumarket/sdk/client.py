@@ -15,14 +15,17 @@ from contextlib import AsyncExitStack
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Self, TypedDict, Unpack, overload
+from typing import Any, Literal, Self, Unpack, overload
+
+from numpy.typing import ArrayLike
 
 from gpumarket.core.errors import ConfigError, Unreachable
 from gpumarket.core.ports import Clock, Random, SystemClock, SystemRandom
 from gpumarket.core.settings import ChainSettings, load
 from gpumarket.core.signing import LocalKey
+from gpumarket.core.tensors import Signature
 from gpumarket.core.terms import Task
-from gpumarket.core.units import Address, Hash, Money, parse_hash, parse_money
+from gpumarket.core.units import Address, Hash, Money, parse_hash
 from gpumarket.sdk import disputes, jobs, money, offers, ordering, outcomes, receipt_files, resuming, store
 from gpumarket.sdk.buying import Bought, Purchase
 from gpumarket.sdk.chain_port import ChainPort
@@ -34,11 +37,13 @@ from gpumarket.sdk.lock import LockedModel, find, read_lock
 from gpumarket.sdk.model_files import LoadedModel
 from gpumarket.sdk.models import Models
 from gpumarket.sdk.opening import open_desk
+from gpumarket.sdk.options import Amount, ChatOptions, Messages, TextOptions, amount_of
 from gpumarket.sdk.requests import Body, Inputs, Sampling, Tokens, chat_body, completion_body, embed_body, is_one, warnings_to_json
-from gpumarket.sdk.results import AccountView, ChatResult, EmbedResult, JobResult, JobSummary, OfferView, Quote, Spent
+from gpumarket.sdk.results import AccountView, ChatResult, EmbedResult, InferResult, JobResult, JobSummary, OfferView, Quote, Spent
 from gpumarket.sdk.settings import ClientSettings
 from gpumarket.sdk.stopping import stop_strings
 from gpumarket.sdk.streaming import ChatStream
+from gpumarket.sdk.tensors import tensor_body
 from gpumarket.sdk.texts import TextOrder
 from gpumarket.sdk.tokens import TextCodec
 from gpumarket.settlement.verification import profile_for
@@ -46,41 +51,10 @@ from gpumarket.v1 import market_pb2 as mpb
 
 CONFIG_VARIABLE = "GPUMARKET_CONFIG"
 """Variable that names the TOML file."""
-Amount = str | Money | None
-"""Text in tokens ("0.01"), or base units."""
-Messages = Sequence[Mapping[str, str]]
+Asked = Inputs | Mapping[str, ArrayLike]
+"""A prompt, texts or token ids to embed, or arrays by input name."""
 BodyOf = Callable[[LoadedModel, Sampling], Body]
 _NO_CONSTRAINTS = Constraints()
-
-
-class TextOptions(TypedDict, total=False):
-    """Options of `complete`, and of `chat`. Defaults: 256 tokens, temperature 0.7, top_p 1 (requests.Sampling).
-
-    `seed` (64 bits, signed) makes the same request give the same text again at every honest provider of the same profile; such a result is
-    checked, and may be rejected, but never disputed. `stop` names at most 4 strings, before the first of which the text ends: what the
-    provider has drawn by then is paid, and nobody checks a text that ended so early. `logprobs`: the chosen token's, and so many (0 to 20)
-    alternatives', as the provider states them; None is off. `job_id` (32 bytes, your own) makes the call repeatable: again with the same id
-    and the same request it answers with the same job, resumed where it was interrupted, and pays nothing more; with another request it
-    raises JobIdReused. `approve` is asked between quote and order, and answers what all of it may cost, or raises (ordering.Terms).
-    """
-
-    max_tokens: int
-    temperature: float
-    top_p: float
-    seed: int | None
-    stop: str | Sequence[str] | None
-    logprobs: int | None
-    job_id: bytes | None
-    max_cost: Amount
-    approve: ordering.Approve | None
-    constraints: Constraints
-    explain: bool
-
-
-class ChatOptions(TextOptions, total=False):
-    """Options of `chat`: with `messages` instead of a prompt, a conversation of {"role", "content"}."""
-
-    messages: Messages | None
 
 
 class Client:
@@ -151,13 +125,28 @@ class Client:
         """Embed texts, or lists of token ids, which go out as they are: no special token is added, and none too many is cut. `job_id` as in
         TextOptions. Raises OverMaxCost before anything is sent when the quote is above `max_cost`; ConfigError for ids that the model does
         not have; UnknownModel, NoProvider, JobFailed, ResultRejected."""
-        own_id = job_id_of(job_id)
-        async with self.desk.job_ids.one_at_a_time(own_id):
-            loaded = await self._models_.load(model, Task.EMBED)
-            ask = replace(self._ask(loaded, embed_body(loaded, inputs), max_cost, constraints, explain), job_id=own_id, approve=approve)
-            bought = await resuming.ordered_before(self.desk, ask) or await Purchase(self.desk, ask).finish()
-        result = outcomes.build(self.desk, bought, None)
+        result = await self._rows(model, Task.EMBED, lambda m: embed_body(m, inputs), max_cost, constraints, explain, job_id, approve)
         assert isinstance(result, EmbedResult)
+        return result
+
+    async def infer(
+        self,
+        model: str,
+        inputs: Mapping[str, ArrayLike],
+        *,
+        outputs: Sequence[str] | None = None,
+        max_cost: Amount = None,
+        constraints: Constraints = _NO_CONSTRAINTS,
+        explain: bool = False,
+        job_id: bytes | None = None,
+        approve: ordering.Approve | None = None,
+    ) -> InferResult:
+        """Tensors through a model: arrays by input name, each with the rows of the request along its first dimension. `outputs` are the
+        wanted ones, all by default. Raises InvalidRequest for arrays that do not fit the model's `signature`; else as `embed`."""
+        result = await self._rows(
+            model, Task.INFER, lambda m: tensor_body(m, inputs, outputs), max_cost, constraints, explain, job_id, approve
+        )
+        assert isinstance(result, InferResult)
         return result
 
     @overload
@@ -192,14 +181,14 @@ class Client:
         """Continue a raw prompt, without a chat template; token ids go out as they are. Otherwise as `chat`."""
         return self._text(model, lambda m, s: completion_body(m, prompt, s), stream, options)
 
-    async def quote(self, model: str, inputs: Inputs, *, max_tokens: int = 256, constraints: Constraints = _NO_CONSTRAINTS) -> Quote:
-        """What `embed` of these inputs, `chat` with this prompt or `complete` of these token ids would cost at most now. Nothing is
-        reserved or stored."""
+    async def quote(self, model: str, inputs: Asked, *, max_tokens: int = 256, constraints: Constraints = _NO_CONSTRAINTS) -> Quote:
+        """What `embed` or `infer` of these inputs, `chat` with this prompt or `complete` of these token ids would cost at most now. Nothing
+        is reserved or stored."""
         ask = await self._preview(model, inputs, max_tokens, constraints)
         return await self.desk.schedulers.ask(lambda hub: ordering.quote(self.desk, hub, ask))
 
     async def explain(
-        self, model: str, inputs: Inputs, *, max_tokens: int = 256, constraints: Constraints = _NO_CONSTRAINTS
+        self, model: str, inputs: Asked, *, max_tokens: int = 256, constraints: Constraints = _NO_CONSTRAINTS
     ) -> mpb.Explanation:
         """Why such a job would go where it goes: the drawn candidates' scores, how many each filter removed, some of them with numbers."""
         ask = await self._preview(model, inputs, max_tokens, constraints)
@@ -264,6 +253,10 @@ class Client:
         """Entries of the lock file, by name."""
         return [entry for _, entry in sorted(read_lock(self.settings.lock_file).items())]
 
+    async def signature(self, model: str) -> Signature:
+        """What a tensor model takes and gives, from its verified files. Raises UnknownModel, ConfigError."""
+        return (await self._models_.load(model, Task.INFER)).files.signature
+
     async def add_model(self, name: str, digest: Hash | str) -> LockedModel:
         """Put a model into the lock file, its tokenizer fetched and verified against the digest. Raises UnknownModel."""
         return await self._models_.add(name, parse_hash(digest) if isinstance(digest, str) else digest)
@@ -276,7 +269,7 @@ class Client:
 
     async def deposit(self, amount: Amount) -> AccountView:
         """Add to the channel's deposit (opens the channel where there is none)."""
-        value = _amount(amount)
+        value = amount_of(amount)
         if not value:
             raise ConfigError("a deposit must be more than 0")
         await money.deposit(self.desk, value)
@@ -315,7 +308,7 @@ class Client:
                 f"model {entry.name} is judged by profile 0x{profile.hex()}, which your settings do not accept",
                 hint="GPUMARKET_CLIENT_PROFILES",
             )
-        limit = _amount(max_cost)
+        limit = amount_of(max_cost)
         options = {"warnings": warnings_to_json(body.warnings), "max_cost": None if limit is None else str(limit)}
         return ordering.Ask(
             alias=entry.name,
@@ -330,6 +323,24 @@ class Client:
             options=options,
             explain=explain,
         )
+
+    async def _rows(
+        self,
+        model: str,
+        task: Task,
+        body_of: Callable[[LoadedModel], Body],
+        max_cost: Amount,
+        constraints: Constraints,
+        explain: bool,
+        job_id: bytes | None,
+        approve: ordering.Approve | None,
+    ) -> JobResult:
+        own_id = job_id_of(job_id)
+        async with self.desk.job_ids.one_at_a_time(own_id):
+            loaded = await self._models_.load(model, task)
+            ask = replace(self._ask(loaded, body_of(loaded), max_cost, constraints, explain), job_id=own_id, approve=approve)
+            bought = await resuming.ordered_before(self.desk, ask) or await Purchase(self.desk, ask).finish()
+        return outcomes.build(self.desk, bought, None)
 
     def _text(self, model: str, body_of: BodyOf, stream: bool, options: TextOptions) -> ChatStream | Coroutine[Any, Any, ChatResult]:
         default, stops, job_id = Sampling(), stop_strings(options.get("stop")), job_id_of(options.get("job_id"))
@@ -351,9 +362,11 @@ class Client:
         order = TextOrder(self.desk, load, ask, stops, job_id, sampling.logprobs is not None)
         return order.stream() if stream else order.whole()
 
-    async def _preview(self, model: str, inputs: Inputs, max_tokens: int, constraints: Constraints) -> ordering.Ask:
+    async def _preview(self, model: str, inputs: Asked, max_tokens: int, constraints: Constraints) -> ordering.Ask:
         loaded = await self._models_.load(model)
-        if loaded.entry.task is Task.EMBED:
+        if isinstance(inputs, Mapping):
+            body = tensor_body(loaded, inputs, None)
+        elif loaded.entry.task is Task.EMBED:
             body = embed_body(loaded, inputs)
         elif isinstance(inputs, str):
             body = chat_body(loaded, _conversation(inputs, None), Sampling(max_tokens))
@@ -380,12 +393,3 @@ def _conversation(prompt: str | None, messages: Messages | None) -> Messages:
     if (prompt is None) == (messages is None):
         raise ConfigError("give either a prompt or messages")
     return messages if messages is not None else [{"role": "user", "content": str(prompt)}]
-
-
-def _amount(value: Amount) -> Money | None:
-    if value is None or isinstance(value, int):
-        return value
-    try:
-        return parse_money(value)
-    except ValueError as error:
-        raise ConfigError(str(error)) from error

@@ -16,6 +16,8 @@ def accept_items(plan: JobPlan, first: int, item_bytes: int, items: Sequence[byt
     """Why these items cannot follow as number `first` and on; empty when they can. `item_bytes` is the size of a row, 0 while unknown."""
     if not items:
         return "an empty frame"
+    if plan.item_flaw is not None:
+        return _tensors_flaw(plan, first, items)
     if plan.item_units:
         return _rows_flaw(len(plan.item_units) - first, item_bytes, bool(plan.item_bytes), items)
     return _tokens_flaw(plan, first, items)
@@ -33,6 +35,15 @@ def _rows_flaw(room: int, item_bytes: int, item_bytes_given: bool, items: Sequen
     if not item_bytes_given and not np.isfinite(np.frombuffer(b"".join(items), dtype="<f4")).all():
         return "a row with numbers that are not finite"
     return ""
+
+
+def _tensors_flaw(plan: JobPlan, first: int, items: Sequence[bytes]) -> str:
+    assert plan.item_flaw is not None
+    if len(items) > len(plan.item_units) - first:
+        return f"{len(items)} rows; {len(plan.item_units) - first} are missing"
+    if any(len(item) > ITEM_BYTES_MAX for item in items):
+        return f"an item of over {ITEM_BYTES_MAX} bytes"
+    return next(filter(None, map(plan.item_flaw, items)), "")
 
 
 def _tokens_flaw(plan: JobPlan, first: int, items: Sequence[bytes]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from gpumarket.core.terms import JobSpec
@@ -11,7 +12,7 @@ from gpumarket.core.terms import JobSpec
 class JobPlan:
     """What was ordered, as far as the machine needs it.
 
-    `item_units` are the input tokens of each item (EMBED, CHECK; empty for GENERATE, where an item is one token). `item_bytes` is the
+    `item_units` are the units of each item (EMBED, INFER, CHECK; empty for GENERATE, where an item is one token). `item_bytes` is the
     size of every item where it is known before (a check of text); 0 lets the first item set it.
     """
 
@@ -22,6 +23,8 @@ class JobPlan:
     attempts_max: int = 5
     top_logprobs: int | None = None
     """Alternatives that come beside each token; None where no logprobs were asked for."""
+    item_flaw: Callable[[bytes], str] | None = None
+    """INFER and its checks: why an item is not what was asked for; None where items are tokens or float32 rows."""
 
     def units_of(self, item: int) -> int:
         """Units of the item at an absolute index."""

@@ -18,7 +18,7 @@ from gpumarket.core.terms import ModelManifest, Task
 from gpumarket.core.units import Hash, hex0x, parse_hash
 
 _HEAD = "# Models by digest. Written by `gpumarket model add`; commit this file.\n"
-_TASKS = {Task.EMBED: "embed", Task.GENERATE: "generate"}
+_TASKS = {Task.EMBED: "embed", Task.GENERATE: "generate", Task.INFER: "infer"}
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,8 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from gpumarket.core import hostile_json
-from gpumarket.core.errors import ConfigError
+from gpumarket.core.errors import ConfigError, ProtocolError
+from gpumarket.core.tensors import SIGNATURE_FILE, Signature, signature_from_json
 from gpumarket.core.terms import ModelManifest
 from gpumarket.sdk.lock import LockedModel
 from gpumarket.sdk.tokens import TextCodec
@@ -29,6 +30,16 @@ class ModelFiles:
         if "tokenizer.json" not in self.files:
             raise ConfigError(f"model {self.manifest.name} has no tokenizer.json", hint="its owner must publish it with one")
         return TextCodec(self.files["tokenizer.json"])
+
+    @cached_property
+    def signature(self) -> Signature:
+        """What a tensor model takes and gives. Raises ConfigError when the model brings none that can be read."""
+        try:
+            return signature_from_json(self.files[SIGNATURE_FILE])
+        except (KeyError, ProtocolError) as error:
+            raise ConfigError(
+                f"model {self.manifest.name} has no {SIGNATURE_FILE} that can be read", hint="its owner must publish it anew"
+            ) from error
 
     @cached_property
     def template(self) -> ChatTemplate:

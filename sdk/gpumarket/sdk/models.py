@@ -16,6 +16,7 @@ import grpc.aio
 from gpumarket.core.codec import manifest_from_proto, manifest_to_proto, parse
 from gpumarket.core.errors import ConfigError, GpumarketError, ProtocolError, UnknownModel
 from gpumarket.core.rpc import CALL_SECONDS, from_rpc
+from gpumarket.core.tensors import SIGNATURE_FILE
 from gpumarket.core.terms import ManifestFile, ModelManifest, Task
 from gpumarket.core.units import Hash, hex0x
 from gpumarket.sdk import offers
@@ -31,6 +32,7 @@ WANTED = (
     "chat_template.jinja",
     "config.json",
     "generation_config.json",
+    SIGNATURE_FILE,
     "special_tokens_map.json",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -51,7 +53,7 @@ class Models:
         """The model behind an alias. Raises UnknownModel, or ConfigError when it does another task or the lock file contradicts it."""
         entry = find(self._desk.settings.lock_file, name)
         if task is not None and entry.task is not task:
-            verb = {Task.EMBED: "embed()", Task.GENERATE: "chat() or complete()"}[entry.task]
+            verb = {Task.EMBED: "embed()", Task.GENERATE: "chat() or complete()", Task.INFER: "infer()"}[entry.task]
             raise ConfigError(f"model {name} is for {entry.task.name.lower()}", hint=f"call {verb} with it")
         files = await self.files(entry.digest)
         if LockedModel.of(name, files.manifest) != entry:

@@ -7,12 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from sqlalchemy import Connection
 
 from gpumarket.core.codec import parse, signed_order, to_proto
 from gpumarket.core.errors import ConfigError, OverMaxCost, ProtocolError
+from gpumarket.core.tensor_requests import TensorRequest, from_bytes, from_proto
+from gpumarket.core.tensors import item_flaw
 from gpumarket.core.terms import JobSpec, Task, keccak256, request_hash
 from gpumarket.core.units import MONEY_MAX, Address, Hash, Money, format_money, money_from_bytes
 from gpumarket.sdk import job_ids, store
@@ -163,11 +166,20 @@ def plan_of(spec: JobSpec, request: bytes, attempts_max: int) -> JobPlan:
     if spec.task is Task.EMBED:
         inputs = parse(pb.EmbedRequest, request).inputs
         return JobPlan(spec, item_units=tuple(len(i.ids) for i in inputs), attempts_max=attempts_max)
+    if spec.task is Task.INFER:
+        return _tensor_plan(spec, from_bytes(request), attempts_max)
     check = parse(pb.CheckRequest, request)
+    if check.HasField("infer"):
+        return _tensor_plan(spec, from_proto(check.infer), attempts_max)
     if check.embed.inputs:
         return JobPlan(spec, item_units=tuple(len(i.ids) for i in check.embed.inputs), attempts_max=attempts_max)
     units = len(check.generate.prompt) + len(check.output)
     return JobPlan(spec, item_units=(units,), item_bytes=4 * len(check.output), attempts_max=attempts_max)
+
+
+def _tensor_plan(spec: JobSpec, request: TensorRequest, attempts_max: int) -> JobPlan:
+    flaw = partial(item_flaw, request.outputs, bool(request.rows))
+    return JobPlan(spec, item_units=(1,) * request.items, attempts_max=attempts_max, item_flaw=flaw)
 
 
 def _maximum(desk: Desk, ask: Ask, price: Quote) -> Money:

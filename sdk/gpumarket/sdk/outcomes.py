@@ -10,6 +10,8 @@ from sqlalchemy import Connection
 
 from gpumarket.core.codec import from_proto, parse
 from gpumarket.core.errors import JournalError
+from gpumarket.core.tensor_requests import from_bytes
+from gpumarket.core.tensors import join_items
 from gpumarket.core.terms import Receipt, Task
 from gpumarket.core.units import Hash, Money
 from gpumarket.sdk import store
@@ -17,7 +19,7 @@ from gpumarket.sdk.buying import Bought
 from gpumarket.sdk.desk import Desk
 from gpumarket.sdk.reading import readable
 from gpumarket.sdk.requests import warnings_from_json
-from gpumarket.sdk.results import AttemptRecord, ChatResult, EmbedResult, JobResult, LogprobsLost, StreamEnd, Usage
+from gpumarket.sdk.results import AttemptRecord, ChatResult, EmbedResult, InferResult, JobResult, LogprobsLost, StreamEnd, Usage
 from gpumarket.sdk.stopping import before_stop
 from gpumarket.sdk.tokens import TextCodec
 from gpumarket.v1 import terms_pb2 as pb
@@ -50,6 +52,9 @@ def build(desk: Desk, bought: Bought, codec: TextCodec | None) -> JobResult:
     }
     if job.task is Task.GENERATE:
         return _text(shared, output, job, bought, codec)
+    if job.task is Task.INFER:
+        asked = from_bytes(job.request)
+        return InferResult(outputs=join_items(asked.outputs, bool(asked.rows), output), **shared)
     vectors = np.frombuffer(b"".join(output), dtype="<f4").reshape(len(output), -1)
     return EmbedResult(vectors=vectors, **shared)
 

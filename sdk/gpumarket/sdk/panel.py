@@ -12,12 +12,12 @@ from itertools import combinations
 
 from gpumarket.core.terms import VerificationProfile
 from gpumarket.core.units import Address
-from gpumarket.settlement.verification import Decision, Evidence, Verdict, decide_embed, decide_text, judge
+from gpumarket.settlement.verification import Decision, Evidence, Verdict, decide_items, decide_text, judge
 
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """A result, the indices of its inputs that were drawn (EMBED), and the checkers' answers so far."""
+    """A result, the indices of its inputs or rows that were drawn (EMBED, INFER), and the checkers' answers so far."""
 
     profile: VerificationProfile
     subject: Evidence
@@ -28,7 +28,7 @@ class Panel:
     def compare(self, answer: Evidence) -> Decision:
         """One answer against the result, whoever of the two is wrong."""
         if self.drawn:
-            return decide_embed(self.profile, [self.subject.output[i] for i in self.drawn], answer.output)
+            return decide_items(self.profile, [self.subject.output[i] for i in self.drawn], answer.output)
         return decide_text(self.profile, answer.output[0][4 * self.subject.own_start :] if answer.output else b"")
 
     def decide(self) -> tuple[Decision, tuple[int, ...]]:

@@ -6,7 +6,7 @@ Money is in base units (10^-18 token); `cost_text` and the like say it for peopl
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple, overload
 
@@ -202,7 +202,14 @@ class ChatResult(JobOutcome):
     logprobs: tuple[TokenLogprob, ...] | None = None
 
 
-JobResult = EmbedResult | ChatResult
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class InferResult(JobOutcome):
+    """Tensors: read-only arrays by the name of the output; `usage.prompt_tokens` are the rows that were billed."""
+
+    outputs: Mapping[str, NDArray[Any]]
+
+
+JobResult = EmbedResult | ChatResult | InferResult
 
 
 class Alternative(NamedTuple):

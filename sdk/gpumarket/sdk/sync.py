@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any, Self, TypeVar
 
 from gpumarket.core.errors import ConfigError
+from gpumarket.core.tensors import Signature
 from gpumarket.core.units import Hash, Money
 from gpumarket.sdk import client as async_client
 from gpumarket.sdk.lock import LockedModel
-from gpumarket.sdk.results import AccountView, ChatResult, EmbedResult, JobResult, JobSummary, OfferView, Quote
+from gpumarket.sdk.results import AccountView, ChatResult, EmbedResult, InferResult, JobResult, JobSummary, OfferView, Quote
 from gpumarket.sdk.streaming import ChatStream
 from gpumarket.v1 import market_pb2 as mpb
 
@@ -102,6 +103,12 @@ class Client:
 
     def embed(self, *args: Any, **options: Any) -> EmbedResult:
         return self.wait(self._client.embed(*args, **options))
+
+    def infer(self, *args: Any, **options: Any) -> InferResult:
+        return self.wait(self._client.infer(*args, **options))
+
+    def signature(self, model: str) -> Signature:
+        return self.wait(self._client.signature(model))
 
     def chat(self, *args: Any, stream: bool = False, **options: Any) -> Any:
         """A ChatResult, or with `stream` a SyncStream."""

@@ -26,6 +26,7 @@ from gpumarket.core.codec import from_proto, signed_receipt
 from gpumarket.core.errors import GpumarketError
 from gpumarket.core.settings import ChainSettings, load
 from gpumarket.core.signing import Domain, LocalKey, Signer
+from gpumarket.core.tensor_requests import TensorRequest
 from gpumarket.core.terms import ModelManifest, Receipt, Task
 from gpumarket.core.units import Hash
 from gpumarket.node.accounts import Accounts
@@ -37,6 +38,7 @@ from gpumarket.node.engines import EngineFactory
 from gpumarket.node.provider import Provider
 from gpumarket.node.serving import Desk
 from gpumarket.node.settings import ProviderSettings
+from gpumarket.node.stock import ENGINES
 from gpumarket.settlement.journal import Journal
 from gpumarket.testnet.audit import CHEAT_MARK
 from gpumarket.testnet.plan import COPIED_OFFER
@@ -79,6 +81,15 @@ class CutPrompt(EngineProcess):
         async for chunk in super().generate(replace(request, prompt=_half(request.prompt))):
             yield chunk
 
+    async def infer(self, request: TensorRequest) -> AsyncGenerator[tuple[NDArray[Any], ...], None]:
+        """The first half of the rows, and once more in the place of the others."""
+        half = request if request.rows < 2 else request.take(range(request.rows // 2))
+        async for arrays in super().infer(half):
+            yield arrays
+        if half is not request:
+            async for arrays in super().infer(request.take([row % half.rows for row in range(half.rows, request.rows)])):
+                yield arrays
+
 
 class Silent(EngineProcess):
     """Takes every job and never answers: a job costs it nothing, and keeps others from it."""
@@ -91,11 +102,15 @@ class Silent(EngineProcess):
         await asyncio.Event().wait()
         yield Chunk(())
 
+    async def infer(self, request: TensorRequest) -> AsyncGenerator[tuple[NDArray[Any], ...], None]:
+        await asyncio.Event().wait()
+        yield ()
+
 
 def _engine_of(kind: type[EngineProcess]) -> Callable[[Path], EngineFactory]:
     def make(manifest: ModelManifest, folder: Path, slots: int) -> Engine:
         options = {"rows_max": slots} if manifest.task is Task.GENERATE else {}
-        return kind("embed" if manifest.task is Task.EMBED else "slots", folder, compute_dtype=manifest.dtype, options=options)
+        return kind(ENGINES[manifest.task], folder, compute_dtype=manifest.dtype, options=options)
 
     return lambda _: make
 

@@ -1,6 +1,6 @@
-"""The testnet's models: the real all-MiniLM-L6-v2 and a small Llama with random weights, in one content-addressed store.
+"""The testnet's models: the real all-MiniLM-L6-v2, a small Llama with random weights and two tensor models, in one store.
 
-The small Llama is made once per user in a process of its own (it needs torch; this process must not load it) and kept in the cache folder.
+What is made is made once per user, in a process of its own (this one must load neither torch nor onnx), and kept in the cache folder.
 """
 
 from __future__ import annotations
@@ -10,14 +10,16 @@ import os
 import shutil
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from gpumarket.core.errors import EngineFailed
 from gpumarket.core.terms import ModelManifest, Task
-from gpumarket.testnet.plan import MINILM, TINY_LLAMA
+from gpumarket.testnet.plan import MINILM, TENSOR_MODELS, TINY_LLAMA
 from gpumarket.testnet.processes import clean_environment
 
 TINY_LLAMA_VERSION = "1"
+TENSORS_VERSION = "1"
 """Part of the cache folder's name; raise it when the recipe changes."""
 
 
@@ -35,21 +37,33 @@ async def fill_store(root: Path, names: frozenset[str], report: Callable[[str], 
         folders[MINILM] = minilm_path()
     if TINY_LLAMA in names:
         folders[TINY_LLAMA] = await tiny_llama(report)
-    return await asyncio.to_thread(_add_all, root, folders)
+    tensors = await tensor_models(report) if names.intersection(TENSOR_MODELS) else None
+    return await asyncio.to_thread(_add_all, root, folders, {name: tensors for name in TENSOR_MODELS if tensors and name in names})
 
 
 async def tiny_llama(report: Callable[[str], None]) -> Path:
     """The folder of the small Llama, made when it is not in the cache yet. Raises EngineFailed."""
-    folder = cache_folder() / f"tiny-llama-{TINY_LLAMA_VERSION}"
+    report_once = partial(report, "making a small Llama (once)")
+    return await _made("gpumarket.node.models.tiny_llama", f"tiny-llama-{TINY_LLAMA_VERSION}", "the small Llama", report_once)
+
+
+async def tensor_models(report: Callable[[str], None]) -> Path:
+    """The folder of the two tensor models, NAME.onnx each, made when it is not in the cache yet. Raises EngineFailed."""
+    report_once = partial(report, "making two tensor models (once)")
+    return await _made("gpumarket.testnet.tensor_models", f"tensor-models-{TENSORS_VERSION}", "the tensor models", report_once)
+
+
+async def _made(module: str, name: str, what: str, report: Callable[[], None]) -> Path:
+    folder = cache_folder() / name
     if folder.is_dir():
         return folder
-    report("making a small Llama (once)")
+    report()
     draft = folder.with_name(f"{folder.name}.{os.getpid()}")
     draft.parent.mkdir(parents=True, exist_ok=True)
     process = await asyncio.create_subprocess_exec(
         sys.executable,
         "-m",
-        "gpumarket.node.models.tiny_llama",
+        module,
         str(draft),
         env=clean_environment(),
         stdout=asyncio.subprocess.DEVNULL,
@@ -62,7 +76,7 @@ async def tiny_llama(report: Callable[[str], None]) -> Path:
         raise
     if process.returncode != 0:
         shutil.rmtree(draft, ignore_errors=True)
-        raise EngineFailed(f"the small Llama could not be made: {errors.decode(errors='replace')[-500:]}", hint="gpumarket doctor")
+        raise EngineFailed(f"{what} could not be made: {errors.decode(errors='replace')[-500:]}", hint="gpumarket doctor")
     try:
         draft.rename(folder)
     except OSError:  # another testnet made it meanwhile: same recipe, same bytes
@@ -70,7 +84,7 @@ async def tiny_llama(report: Callable[[str], None]) -> Path:
     return folder
 
 
-def _add_all(root: Path, folders: dict[str, Path]) -> dict[str, ModelManifest]:
+def _add_all(root: Path, folders: dict[str, Path], tensors: dict[str, Path]) -> dict[str, ModelManifest]:
     from gpumarket.node.models.store import ModelStore
 
     store = ModelStore(root)
@@ -81,6 +95,8 @@ def _add_all(root: Path, folders: dict[str, Path]) -> dict[str, ModelManifest]:
         manifests[TINY_LLAMA] = store.add(
             folders[TINY_LLAMA], TINY_LLAMA, task=Task.GENERATE, dtype="float32", licence="Apache-2.0", max_input_tokens=1024
         )
+    for name, folder in tensors.items():
+        manifests[name] = store.add_onnx(folder / f"{name}.onnx", name, licence="Apache-2.0", rows_max=4096)
     for manifest in manifests.values():
         store.set_alias(manifest.name, manifest.digest)
     return manifests

@@ -8,6 +8,9 @@ from typing import Any
 
 MINILM = "all-MiniLM-L6-v2"
 TINY_LLAMA = "tiny-llama"
+SHAPE_CLASSIFIER = "shape-classifier"
+TELEMETRY_ANOMALY = "telemetry-anomaly"
+TENSOR_MODELS = (SHAPE_CLASSIFIER, TELEMETRY_ANOMALY)
 SCHEDULER = "scheduler"
 """Name of the role; providers are named by the plan."""
 CLIENT = "client"
@@ -27,7 +30,7 @@ COPIED_OFFER = "copied-offer"
 
 @dataclass(frozen=True, slots=True)
 class ModelPlan:
-    """A model on sale; prices in tokens of the market per 1,000,000 tokens of text."""
+    """A model on sale; prices in tokens of the market per 1,000,000 tokens of text, or rows of tensors."""
 
     name: str
     prompt_price: str
@@ -66,13 +69,15 @@ class Plan:
     """More of GatewaySettings; None: no gateway."""
 
 
-def honest(count: int, *, text: int | None = None, warm: bool = False) -> tuple[ProviderPlan, ...]:
-    """`count` honest providers that sell MiniLM at slightly different prices; the first `text` of them (all by default) also tiny-llama."""
+def honest(count: int, *, text: int | None = None, warm: bool = False, tensors: bool = False) -> tuple[ProviderPlan, ...]:
+    """`count` honest providers that sell MiniLM at slightly different prices; the first `text` of them (all by default) also tiny-llama,
+    and with `tensors` all of them the two tensor models."""
     plans = []
     for index in range(count):
         models = [ModelPlan(MINILM, f"0.02{index}")]
         if text is None or index < text:
             models.append(ModelPlan(TINY_LLAMA, f"0.05{index}", f"0.20{index}", warm))
+        models += [ModelPlan(name, f"0.50{index}") for name in TENSOR_MODELS if tensors]
         plans.append(ProviderPlan(f"provider-{index + 1}", tuple(models)))
     return tuple(plans)
 

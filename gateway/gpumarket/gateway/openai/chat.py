@@ -16,7 +16,7 @@ from gpumarket.gateway.openai.choices import TOP_P_MIN, gathered, merged, seed_o
 from gpumarket.gateway.openai.tables import ChatRequest, Message, TextPart
 from gpumarket.gateway.openai.wording import DONE, REJECTED, VOID, chat_logprobs, usage_of
 from gpumarket.gateway.problems import Problem, invalid
-from gpumarket.sdk.client import ChatOptions
+from gpumarket.sdk.options import ChatOptions
 from gpumarket.sdk.results import Piece
 from gpumarket.sdk.streaming import ChatStream
 

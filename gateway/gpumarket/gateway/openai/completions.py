@@ -17,7 +17,7 @@ from gpumarket.gateway.openai.inputs import Input, inputs_of
 from gpumarket.gateway.openai.tables import CompletionRequest
 from gpumarket.gateway.openai.wording import DONE, REJECTED, VOID, usage_of
 from gpumarket.gateway.problems import Problem, invalid
-from gpumarket.sdk.client import TextOptions
+from gpumarket.sdk.options import TextOptions
 from gpumarket.sdk.results import TokenLogprob
 from gpumarket.sdk.streaming import ChatStream
 

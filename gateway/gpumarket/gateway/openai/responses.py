@@ -16,7 +16,7 @@ from gpumarket.gateway.openai.choices import TOP_P_MIN, gathered
 from gpumarket.gateway.openai.tables import InputMessage, ResponseRequest
 from gpumarket.gateway.openai.wording import REJECTED, VOID, token_entry
 from gpumarket.gateway.problems import Problem, invalid
-from gpumarket.sdk.client import ChatOptions
+from gpumarket.sdk.options import ChatOptions
 from gpumarket.sdk.results import ChatResult, Piece, TokenLogprob
 from gpumarket.sdk.streaming import ChatStream
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpumarket.core.errors import ProtocolError
+from gpumarket.core.tensor_requests import TensorRequest
 
 SEED_BYTES: Final = 32
 TEMPERATURE_MILLI_MAX: Final = 2000
@@ -135,7 +136,7 @@ class Engine(Protocol):
 
     @property
     def task(self) -> str:
-        """ "embed" or "generate"."""
+        """ "embed", "generate" or "infer"."""
         ...
 
     async def start(self) -> None:
@@ -148,6 +149,10 @@ class Engine(Protocol):
 
     def generate(self, request: GenerateRequest) -> AsyncIterator[Chunk]:
         """New tokens (not the prefix), as they are drawn; what a slow reader left unread is delivered together."""
+        ...
+
+    def infer(self, request: TensorRequest) -> AsyncIterator[tuple[NDArray[Any], ...]]:
+        """The wanted outputs in their order, in batches of rows: each item one array [rows, ...] an output; without rows one item."""
         ...
 
     async def replay(self, request: GenerateRequest, output: Sequence[int], segments: Sequence[Segment] = ()) -> NDArray[np.float32]:

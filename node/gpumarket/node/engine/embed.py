@@ -13,12 +13,13 @@ import asyncio
 from collections.abc import AsyncGenerator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gpumarket.core.errors import Busy, EngineFailed, GpumarketError, ProtocolError
+from gpumarket.core.tensor_requests import TensorRequest
 from gpumarket.node.engine.base import Chunk, EmbedRequest, GenerateRequest, Segment
 from gpumarket.node.engine.encoder import Encoder, load_encoder_model
 from gpumarket.node.engine.thread import ModelThread
@@ -97,6 +98,11 @@ class EmbedEngine:
         """This engine makes embeddings."""
         raise ProtocolError("this model makes embeddings and generates no text", hint="choose a model of task generate")
         yield Chunk(())
+
+    async def infer(self, request: TensorRequest) -> AsyncGenerator[tuple[NDArray[Any], ...], None]:
+        """This engine makes embeddings."""
+        raise ProtocolError("this model makes embeddings of texts", hint="choose a model of task infer")
+        yield ()
 
     async def replay(self, request: GenerateRequest, output: Sequence[int], segments: Sequence[Segment] = ()) -> Vectors:
         """This engine makes embeddings; they are checked by computing them again."""

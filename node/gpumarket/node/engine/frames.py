@@ -14,6 +14,7 @@ from typing import Final, TypeVar
 import msgspec
 
 from gpumarket.core.errors import EngineFailed, ProtocolError
+from gpumarket.core.tensor_requests import TensorRequest
 from gpumarket.node.engine.base import EmbedRequest, GenerateRequest, Segment, TokenLogprobs
 
 T = TypeVar("T")
@@ -24,7 +25,7 @@ _LENGTH_BYTES: Final = 4
 
 
 class Load(msgspec.Struct, tag=True, frozen=True):
-    """First frame to the engine process: what to serve. `kind` is "embed" or "slots"."""
+    """First frame to the engine process: what to serve. `kind` is "embed", "slots" or "onnx"."""
 
     kind: str
     folder: str
@@ -48,6 +49,11 @@ class Replay(msgspec.Struct, tag=True, frozen=True):
     request: GenerateRequest
     output: tuple[int, ...]
     segments: tuple[Segment, ...]
+
+
+class Infer(msgspec.Struct, tag=True, frozen=True):
+    call: int
+    request: TensorRequest
 
 
 class Stats(msgspec.Struct, tag=True, frozen=True):
@@ -87,6 +93,13 @@ class Tokens(msgspec.Struct, tag=True, frozen=True, omit_defaults=True):
     logprobs: tuple[TokenLogprobs, ...] = ()
 
 
+class Tensors(msgspec.Struct, tag=True, frozen=True):
+    """Some rows of the outputs that were asked for, in their order, in the bytes of an output item (`core.tensors`)."""
+
+    call: int
+    item: bytes
+
+
 class Report(msgspec.Struct, tag=True, frozen=True):
     """Answer to Stats."""
 
@@ -110,8 +123,8 @@ class Failed(msgspec.Struct, tag=True, frozen=True):
     retryable: bool
 
 
-ToEngine = Load | Embed | Generate | Replay | Stats | Credit | Cancel
-FromEngine = Ready | Rows | Tokens | Report | Done | Failed
+ToEngine = Load | Embed | Generate | Infer | Replay | Stats | Credit | Cancel
+FromEngine = Ready | Rows | Tokens | Tensors | Report | Done | Failed
 
 _encoder = msgspec.msgpack.Encoder()
 _to_engine: msgspec.msgpack.Decoder[ToEngine] = msgspec.msgpack.Decoder(ToEngine)

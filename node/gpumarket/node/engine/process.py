@@ -15,17 +15,19 @@ import sys
 from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gpumarket.core.errors import ConfigError, EngineFailed, GpumarketError, by_code
+from gpumarket.core.errors import ConfigError, EngineFailed, GpumarketError, ProtocolError, by_code
+from gpumarket.core.tensor_requests import TensorRequest
+from gpumarket.core.tensors import decode_item
 from gpumarket.node.engine import frames
 from gpumarket.node.engine.base import Chunk, EmbedRequest, GenerateRequest, Segment
 from gpumarket.node.engine.sandbox import scrubbed_environment
 
-KINDS: Final = {"embed": "embed", "slots": "generate"}
+KINDS: Final = {"embed": "embed", "slots": "generate", "onnx": "infer"}
 """Kinds of engine, and the task of each."""
 START_SECONDS_MAX: Final = 300.0
 STDERR_BYTES_KEPT: Final = 2000
@@ -52,7 +54,7 @@ class _Child:
 
 
 class EngineProcess:
-    """An engine of `kind` ("embed" or "slots") serving the model in `folder`, in an unprivileged process of its own.
+    """An engine of `kind` (one of KINDS) serving the model in `folder`, in an unprivileged process of its own.
 
     `options` are the keyword arguments of that engine (rows_max, queue_max, batch_tokens, …).
     """
@@ -77,7 +79,7 @@ class EngineProcess:
 
     @property
     def task(self) -> str:
-        """ "embed" or "generate"."""
+        """ "embed", "generate" or "infer"."""
         return KINDS[self._load.kind]
 
     @property
@@ -121,6 +123,12 @@ class EngineProcess:
                 if not isinstance(answer, frames.Tokens):
                     raise EngineFailed("the engine answered with the wrong kind of frame", hint="retry elsewhere")
                 yield Chunk(answer.tokens, answer.finish_reason, answer.logprobs)
+
+    async def infer(self, request: TensorRequest) -> AsyncGenerator[tuple[NDArray[Any], ...], None]:
+        """The wanted outputs, in batches of rows."""
+        async with contextlib.aclosing(self._ask(lambda call: frames.Infer(call, request))) as answers:
+            async for answer in answers:
+                yield _arrays(answer)
 
     async def replay(self, request: GenerateRequest, output: Sequence[int], segments: Sequence[Segment] = ()) -> NDArray[np.float32]:
         """The gap of each output token."""
@@ -272,6 +280,16 @@ def _rows(answer: frames.FromEngine) -> NDArray[np.float32]:
         raise EngineFailed("the engine answered with a malformed frame of values", hint="retry elsewhere")
     values = np.frombuffer(answer.data, dtype="<f4").astype(np.float32)
     return values.reshape(-1, answer.dimensions)
+
+
+def _arrays(answer: frames.FromEngine) -> tuple[NDArray[Any], ...]:
+    """The arrays of a Tensors frame. What they should be, their reader knows (`tensor_work`)."""
+    if not isinstance(answer, frames.Tensors):
+        raise EngineFailed("the engine answered with the wrong kind of frame", hint="retry elsewhere")
+    try:
+        return tuple(part.array for part in decode_item(answer.item))
+    except ProtocolError as error:
+        raise EngineFailed("the engine answered with a malformed frame of tensors", hint="retry elsewhere") from error
 
 
 def _error(failed: frames.Failed) -> GpumarketError:

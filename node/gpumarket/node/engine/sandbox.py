@@ -14,6 +14,8 @@ import sys
 from typing import Final
 
 OPEN_FILES_MAX: Final = 512
+TENSOR_MEMORY_MIB: Final = 4096
+"""Of a process that runs tensor models: what a pass takes may depend on numbers that a client sends."""
 
 _PR_SET_PDEATHSIG: Final = 1
 _PR_SET_NO_NEW_PRIVS: Final = 38
@@ -62,6 +64,15 @@ def enter(parent_pid: int) -> dict[str, bool | str]:
     if report["no_network"]:
         report["tier"] = "process+netns"
     return report
+
+
+def limit_memory(mebibytes: int) -> None:
+    """Bound what this process may allocate, what it has already included. Data only: a GPU's driver reserves addresses by the terabyte."""
+    if not sys.platform.startswith("linux"):
+        return
+    hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+    limit = mebibytes << 20 if hard == resource.RLIM_INFINITY else min(hard, mebibytes << 20)
+    resource.setrlimit(resource.RLIMIT_DATA, (limit, limit))
 
 
 def _leave_network(libc: ctypes.CDLL) -> bool:

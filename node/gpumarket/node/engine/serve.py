@@ -8,21 +8,23 @@ from __future__ import annotations
 
 import asyncio
 import socket
-from collections.abc import AsyncGenerator, Mapping
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from pathlib import Path
-from typing import Final
-
-import torch
+from typing import TYPE_CHECKING
 
 from gpumarket.core.errors import GpumarketError
-from gpumarket.node.engine import frames
-from gpumarket.node.engine.embed import EmbedEngine
-from gpumarket.node.engine.slots import SlotEngine
+from gpumarket.core.tensors import encode_item
+from gpumarket.node.engine import frames, sandbox
 
-ENGINES: Final[Mapping[str, type[EmbedEngine] | type[SlotEngine]]] = {"embed": EmbedEngine, "slots": SlotEngine}
+if TYPE_CHECKING:
+    from gpumarket.node.engine.embed import EmbedEngine
+    from gpumarket.node.engine.onnx import OnnxEngine
+    from gpumarket.node.engine.slots import SlotEngine
 
-Request = frames.Embed | frames.Generate | frames.Replay | frames.Stats
+    AnyEngine = EmbedEngine | OnnxEngine | SlotEngine
+
+Request = frames.Embed | frames.Generate | frames.Infer | frames.Replay | frames.Stats
 
 
 def run(descriptor: int, in_force: dict[str, bool | str]) -> None:
@@ -35,8 +37,7 @@ async def _serve(connection: socket.socket, in_force: dict[str, bool | str]) -> 
     load = await frames.read_to_engine(reader)
     if not isinstance(load, frames.Load):
         return
-    torch.set_num_threads(load.threads)
-    engine = ENGINES[load.kind](Path(load.folder), compute_dtype=load.compute_dtype, **load.options)
+    engine = _made(load)
     try:
         await engine.start()
     except GpumarketError as error:
@@ -50,10 +51,29 @@ async def _serve(connection: socket.socket, in_force: dict[str, bool | str]) -> 
         calls.handle(message)
 
 
+def _made(load: frames.Load) -> AnyEngine:
+    """The engine, of which alone the libraries are imported: a process that reads tensors never holds torch."""
+    folder = Path(load.folder)
+    if load.kind == "onnx":
+        from gpumarket.node.engine.onnx import OnnxEngine
+
+        options = {"memory_mib": sandbox.TENSOR_MEMORY_MIB, **load.options}
+        sandbox.limit_memory(options.pop("memory_mib"))
+        return OnnxEngine(folder, compute_dtype=load.compute_dtype, threads=load.threads, **options)
+    import torch
+
+    from gpumarket.node.engine.embed import EmbedEngine
+    from gpumarket.node.engine.slots import SlotEngine
+
+    torch.set_num_threads(load.threads)
+    kinds: dict[str, type[EmbedEngine] | type[SlotEngine]] = {"embed": EmbedEngine, "slots": SlotEngine}
+    return kinds[load.kind](folder, compute_dtype=load.compute_dtype, **load.options)
+
+
 class Calls:
     """The open calls: a task and its credits each."""
 
-    def __init__(self, engine: EmbedEngine | SlotEngine, writer: asyncio.StreamWriter) -> None:
+    def __init__(self, engine: AnyEngine, writer: asyncio.StreamWriter) -> None:
         self.engine, self.writer = engine, writer
         self.tasks: dict[int, asyncio.Task[None]] = {}
         self.credits: dict[int, asyncio.Semaphore] = {}
@@ -94,6 +114,10 @@ class Calls:
             async with aclosing(self.engine.generate(message.request)) as chunks:
                 async for chunk in chunks:
                     yield frames.Tokens(call, chunk.tokens, chunk.finish_reason, chunk.logprobs)
+        elif isinstance(message, frames.Infer):
+            async with aclosing(self.engine.infer(message.request)) as arrays:
+                async for batch in arrays:
+                    yield frames.Tensors(call, encode_item(batch))
         elif isinstance(message, frames.Replay):
             gaps = await self.engine.replay(message.request, message.output, message.segments)
             yield frames.Rows(call, 1, gaps.astype("<f4").tobytes())

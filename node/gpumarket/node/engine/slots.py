@@ -13,13 +13,14 @@ from collections import deque
 from collections.abc import AsyncGenerator, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from gpumarket.core.errors import Busy, EngineFailed, GpumarketError, ProtocolError
+from gpumarket.core.tensor_requests import TensorRequest
 from gpumarket.node.engine.base import Chunk, EmbedRequest, GenerateRequest, Segment, TokenLogprobs
 from gpumarket.node.engine.decoder import Emission, SlotDecoder
 from gpumarket.node.engine.loading import load_decoder
@@ -98,6 +99,11 @@ class SlotEngine:
         """This engine generates text."""
         raise ProtocolError("this model generates text and makes no embeddings", hint="choose a model of task embed")
         yield np.empty((0, 0), dtype=np.float32)
+
+    async def infer(self, request: TensorRequest) -> AsyncGenerator[tuple[NDArray[Any], ...], None]:
+        """This engine generates text."""
+        raise ProtocolError("this model generates text", hint="choose a model of task infer")
+        yield ()
 
     async def generate(self, request: GenerateRequest) -> AsyncGenerator[Chunk, None]:
         """New tokens as they are drawn. Busy when rows and queue are full."""

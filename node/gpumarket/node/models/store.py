@@ -12,20 +12,23 @@ safetensors headers that lie are refused before anything is stored.
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
-from gpumarket.core.errors import ConfigError, UnknownModel
+from gpumarket.core.errors import ConfigError, ProtocolError, UnknownModel
+from gpumarket.core.tensors import ROWS_MAX, SIGNATURE_FILE, Signature, signature_from_json, signature_to_json
 from gpumarket.core.terms import ManifestFile, ModelManifest, Task
 from gpumarket.core.units import Hash
 from gpumarket.node.models.blobs import BlobStore, write_atomically
+from gpumarket.node.models.onnx_import import MODEL_FILE, read_model
 from gpumarket.node.models.safetensors_header import check_safetensors
 
 KEPT_SUFFIXES: Final = (".safetensors", ".json", ".txt", ".jinja", ".model")
@@ -86,6 +89,42 @@ class ModelStore:
         if not self._manifest_path(manifest.digest).exists():
             write_atomically(self._manifest_path(manifest.digest), _to_json(manifest))
         return manifest
+
+    def add_onnx(
+        self,
+        file: Path,
+        name: str,
+        *,
+        licence: str,
+        rows_max: int = ROWS_MAX,
+        batched: bool = True,
+        link: bool = False,
+        progress: Progress | None = None,
+    ) -> ModelManifest:
+        """Take a tensor model in; its manifest. `rows_max` is the most rows of a request. `batched` False: a request is one unit, though
+        the model has a batch dimension (its rows depend on each other). Raises RefusedModel (`onnx_file`), ConfigError."""
+        raw, model = read_model(file)
+        signature = model.signature if batched else replace(model.signature, batched=False)
+        described = signature_to_json(signature)
+        size = len(raw)
+        sha256, stored = self._blobs.add(file, _teller(progress, file.name, size), link=link)
+        if sha256 != hashlib.sha256(raw).digest():
+            raise ConfigError(f"{file.name} changed while it was read", hint="try again when nobody writes to it")
+        entries = (ManifestFile(MODEL_FILE, sha256, stored), ManifestFile(SIGNATURE_FILE, self._blobs.put(described), len(described)))
+        rows = min(rows_max, ROWS_MAX) if signature.batched else 1
+        manifest = ModelManifest(name, Task.INFER, model.dtype, "none", licence, rows, entries)
+        if not self._manifest_path(manifest.digest).exists():
+            write_atomically(self._manifest_path(manifest.digest), _to_json(manifest))
+        return manifest
+
+    def signature(self, manifest: ModelManifest) -> Signature:
+        """What a tensor model takes and gives. ConfigError when its file is missing or damaged."""
+        try:
+            return signature_from_json(self._blobs.read(manifest.file(SIGNATURE_FILE).sha256, TEXT_BYTES_MAX))
+        except (KeyError, ProtocolError) as error:
+            raise ConfigError(
+                f"{manifest.name} has no {SIGNATURE_FILE} that can be read", hint="gpumarket model import it again"
+            ) from error
 
     def manifest(self, digest: Hash) -> ModelManifest:
         """The manifest of a stored model. UnknownModel when it is not here, ConfigError when the file was changed."""

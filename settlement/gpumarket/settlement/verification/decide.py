@@ -13,7 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from gpumarket.core.terms import VerificationProfile
+from gpumarket.core.errors import ProtocolError
+from gpumarket.core.tensors import ItemPart, decode_item
+from gpumarket.core.terms import Task, VerificationProfile
 
 GAP_CLIP = 2.0
 """A token's gap counts at most this much in the mean (the measured statistic)."""
@@ -29,7 +31,7 @@ class Verdict(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """`statistic`: largest absolute difference (EMBED) or mean clipped gap (text); NaN where there were no numbers to compare."""
+    """`statistic`: largest difference (EMBED, INFER) or mean clipped gap (text); NaN where there were no numbers to compare."""
 
     verdict: Verdict
     statistic: float
@@ -61,6 +63,36 @@ def decide_embed(profile: VerificationProfile, delivered: Sequence[bytes], recom
     return Decision(Verdict.ACCEPTED, worst, f"{len(delivered)} rows differ by at most {worst:.3g}, the profile allows {limit:.3g}")
 
 
+def decide_items(profile: VerificationProfile, delivered: Sequence[bytes], recomputed: Sequence[bytes]) -> Decision:
+    """Compare output items of embeddings or tensors, whichever the profile is for."""
+    return (decide_tensors if profile.task is Task.INFER else decide_embed)(profile, delivered, recomputed)
+
+
+def decide_tensors(profile: VerificationProfile, delivered: Sequence[bytes], recomputed: Sequence[bytes]) -> Decision:
+    """Compare output items of tensors, pairwise in order: integers and booleans exactly, numbers a and b within `max_abs_diff_nano` of
+    max(1, |a|, |b|): absolute for scores and probabilities, relative for what is larger than 1. NaN agrees with NaN alone."""
+    if not delivered or len(delivered) != len(recomputed):
+        return _mismatch(f"{len(delivered)} rows delivered, {len(recomputed)} recomputed")
+    worst, where = 0.0, 0
+    for index, (ours, theirs) in enumerate(zip(delivered, recomputed, strict=True)):
+        try:
+            pairs = list(zip(decode_item(ours), decode_item(theirs), strict=True))
+        except (ProtocolError, ValueError):
+            return _mismatch(f"row {index}: the tensors delivered are not those recomputed")
+        for part, other in pairs:
+            if (part.datatype, part.shape) != (other.datatype, other.shape):
+                return _mismatch(
+                    f"row {index}: {part.datatype} {list(part.shape)} delivered, {other.datatype} {list(other.shape)} recomputed"
+                )
+            difference = _difference(part, other)
+            if difference > worst:
+                worst, where = difference, index
+    limit = profile.max_abs_diff_nano / 1e9
+    if worst > limit:
+        return Decision(Verdict.REJECTED, worst, f"row {where} differs by {worst:.3g}, the profile allows {limit:.3g}")
+    return Decision(Verdict.ACCEPTED, worst, f"{len(delivered)} rows differ by at most {worst:.3g}, the profile allows {limit:.3g}")
+
+
 def decide_text(profile: VerificationProfile, gaps: bytes | NDArray[np.float32]) -> Decision:
     """Judge one job's gaps, one per delivered token: float32 >= 0, infinite for a token that could not be drawn at all.
 
@@ -83,6 +115,19 @@ def decide_text(profile: VerificationProfile, gaps: bytes | NDArray[np.float32])
 
 def _floats(raw: bytes) -> NDArray[np.float32]:
     return np.frombuffer(raw, dtype="<f4")
+
+
+def _difference(part: ItemPart, other: ItemPart) -> float:
+    """Largest difference of two tensors of one kind and shape; infinite where it has no measure."""
+    if part.contents == other.contents:
+        return 0.0
+    if not part.datatype.startswith("FP"):
+        return float("inf")
+    a, b = part.array.astype(np.float64), other.array.astype(np.float64)
+    with np.errstate(invalid="ignore", over="ignore"):  # judged on the next line
+        differences = np.abs(a - b) / np.maximum(1.0, np.maximum(np.abs(a), np.abs(b)))
+    same = (a == b) | (np.isnan(a) & np.isnan(b))
+    return float(np.where(same, 0.0, np.where(np.isfinite(differences), differences, np.inf)).max(initial=0.0))
 
 
 def _mismatch(reason: str) -> Decision:

@@ -16,13 +16,15 @@ from gpumarket.core.codec import open_lease, open_order, open_receipt, parse
 from gpumarket.core.errors import BadReceipt, ProtocolError
 from gpumarket.core.seeds import drawing_seed
 from gpumarket.core.signing import Domain
+from gpumarket.core.tensor_requests import from_bytes, from_proto
 from gpumarket.core.terms import JobSpec, Lease, Receipt, Task, VerificationProfile, opens_request, output_chain
 from gpumarket.core.units import Address
-from gpumarket.settlement.verification.decide import Decision, Verdict, decide_embed, decide_text
+from gpumarket.settlement.verification.decide import Decision, Verdict, decide_items, decide_text
+from gpumarket.settlement.verification.subset import check_of
 from gpumarket.v1 import market_pb2 as mpb
 from gpumarket.v1 import terms_pb2 as pb
 
-Request = pb.EmbedRequest | pb.GenerateRequest | pb.CheckRequest
+Request = pb.EmbedRequest | pb.GenerateRequest | pb.TensorRequest | pb.CheckRequest
 CHECKS_TO_REJECT = 2
 
 
@@ -42,7 +44,7 @@ class Evidence:
         if self.lease.task is Task.EMBED:
             assert isinstance(self.request, pb.EmbedRequest)
             return _items_within(self.request, self.lease.prefix_units)
-        return self.lease.prefix_units if self.lease.task is Task.GENERATE else 0
+        return self.lease.prefix_units if self.lease.task in (Task.GENERATE, Task.INFER) else 0
 
 
 def open_evidence(domain: Domain, opening: mpb.Opening) -> Evidence:
@@ -70,9 +72,9 @@ def judge(
 ) -> Decision:
     """The verdict on `subject` by independent evidence.
 
-    `drawn` are the indices of the subject's inputs that were checked (EMBED; empty otherwise). A subject that is itself a CHECK is judged
-    by other CHECK jobs over the same request and by the job that it checked. Raises ProtocolError for evidence that does not bear on the
-    subject or is not independent of it.
+    `drawn` are the indices of the subject's inputs or rows that were checked (EMBED, INFER; empty otherwise). A subject that is itself a
+    CHECK is judged by other CHECK jobs over the same request and by the job that it checked. Raises ProtocolError for evidence that does
+    not bear on the subject or is not independent of it.
     """
     if subject.lease.profile != profile.digest:
         raise ProtocolError("the subject was leased under another verification profile")
@@ -102,7 +104,13 @@ def _request(task: Task, raw: bytes) -> Request:
         return parse(pb.GenerateRequest, raw)
     if task is Task.EMBED:
         return parse(pb.EmbedRequest, raw)
-    return parse(pb.CheckRequest, raw)
+    if task is Task.INFER:
+        from_bytes(raw)  # whole, or refused
+        return parse(pb.TensorRequest, raw)
+    check = parse(pb.CheckRequest, raw)
+    if check.HasField("infer"):
+        from_proto(check.infer)
+    return check
 
 
 def _check_receipt(evidence: Evidence) -> None:
@@ -113,7 +121,7 @@ def _check_receipt(evidence: Evidence) -> None:
         raise BadReceipt("the receipt names another prefix than the lease")
     if output_chain(output) != receipt.output_hash:
         raise BadReceipt("the output is not the one that the receipt's hash stands for")
-    if isinstance(request, pb.GenerateRequest):
+    if isinstance(request, pb.GenerateRequest | pb.TensorRequest):
         units = len(output)
     elif isinstance(request, pb.EmbedRequest):
         units = sum(len(item.ids) for item in request.inputs[: len(output)])
@@ -128,6 +136,8 @@ def _check_receipt(evidence: Evidence) -> None:
 def _check_units(request: pb.CheckRequest) -> int:
     if request.embed.inputs:
         return sum(len(item.ids) for item in request.embed.inputs)
+    if request.HasField("infer"):
+        return max(1, request.infer.rows)
     return len(request.generate.prompt) + len(request.output)
 
 
@@ -136,7 +146,9 @@ def _items_allowed(request: Request) -> int:
         return request.max_tokens
     if isinstance(request, pb.EmbedRequest):
         return len(request.inputs)
-    return len(request.embed.inputs) or 1
+    if isinstance(request, pb.TensorRequest):
+        return max(1, request.rows)
+    return len(request.embed.inputs) or max(1, request.infer.rows)
 
 
 def _items_within(request: pb.EmbedRequest, units: int) -> int:
@@ -166,8 +178,8 @@ def _require_independent(subject: Evidence, checks: Sequence[Evidence], owner_of
 
 def _compare(profile: VerificationProfile, subject: Evidence, check: Evidence, drawn: Sequence[int]) -> Decision:
     """REJECTED when the two do not agree about the work of `subject`."""
-    if _is_embedding(subject):
-        return decide_embed(profile, _rows(subject, check, subject, drawn), _rows(subject, check, check, drawn))
+    if _by_item(subject):
+        return decide_items(profile, _rows(subject, check, subject, drawn), _rows(subject, check, check, drawn))
     theirs = decide_text(profile, _gaps(subject, check))
     if subject.lease.task is Task.GENERATE:
         return theirs
@@ -178,28 +190,31 @@ def _compare(profile: VerificationProfile, subject: Evidence, check: Evidence, d
 
 
 def _agree(profile: VerificationProfile, subject: Evidence, first: Evidence, other: Evidence, drawn: Sequence[int]) -> bool:
-    if not _is_embedding(subject):
+    if not _by_item(subject):
         return True  # both contradict the subject, and there are only two things to say
-    return decide_embed(profile, _rows(subject, first, first, drawn), _rows(subject, other, other, drawn)).accepted
+    return decide_items(profile, _rows(subject, first, first, drawn), _rows(subject, other, other, drawn)).accepted
 
 
-def _is_embedding(subject: Evidence) -> bool:
+def _by_item(subject: Evidence) -> bool:
+    """Whether the answer has an item for each input or row, so that some of them can be checked."""
     request = subject.request
-    return isinstance(request, pb.EmbedRequest) or (isinstance(request, pb.CheckRequest) and bool(request.embed.inputs))
+    if isinstance(request, pb.CheckRequest):
+        return request.HasField("infer") or bool(request.embed.inputs)
+    return isinstance(request, pb.EmbedRequest | pb.TensorRequest)
 
 
 def _rows(subject: Evidence, check: Evidence, wanted: Evidence, drawn: Sequence[int]) -> tuple[bytes, ...]:
     """`wanted`'s rows for the inputs that `subject` and `check` share; refuses a check over other inputs."""
-    job, replay = (check, subject) if check.lease.task is Task.EMBED else (subject, check)
+    job, replay = (check, subject) if check.lease.task in (Task.EMBED, Task.INFER) else (subject, check)
     if not isinstance(replay.request, pb.CheckRequest):
         raise ProtocolError("a check that is no CHECK job")
     if isinstance(job.request, pb.CheckRequest):
         if job.request != replay.request:
             raise ProtocolError("two checks over different requests")
         return wanted.output
-    assert isinstance(job.request, pb.EmbedRequest)
+    assert isinstance(job.request, pb.EmbedRequest | pb.TensorRequest)
     _require_drawn(job, drawn)
-    if [job.request.inputs[i] for i in drawn] != list(replay.request.embed.inputs):
+    if check_of(job.request, drawn) != replay.request:
         raise ProtocolError("the check's inputs are not the ones that were drawn")
     return tuple(job.output[i] for i in drawn) if wanted is job else wanted.output
 
