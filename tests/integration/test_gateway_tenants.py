@@ -200,7 +200,7 @@ async def test_gateway_drains_on_stop_and_cuts_off_what_stays(tmp_path: Path) ->
             key=g.room.counter.client._key,
             chain=market.chain,
         )
-        settings = GatewaySettings(state=tmp_path / "gateway", listen="127.0.0.1:0", drain_seconds=0.5)
+        settings = GatewaySettings(state=tmp_path / "gateway", listen="127.0.0.1:0", grpc_listen="", drain_seconds=0.5)
         stop = asyncio.Event()
         serving = asyncio.create_task(serve(settings, client, stop))
         ready = tmp_path / "gateway" / "ready.json"
