@@ -1,4 +1,4 @@
-"""NVIDIA's client on a gateway: `triton_conformance.py HTTP GRPC TENSORS.npz < KEY`. Prints a JSON document; raises where something is off."""
+"""NVIDIA's client on a gateway: `triton_conformance.py HTTP GRPC TENSORS.npz < KEY`. Prints a JSON document; raises where it is off."""
 
 from __future__ import annotations
 
@@ -63,13 +63,14 @@ def model_output(client: Any, module: Any, named: dict[str, Any]) -> str:
 
 def main() -> None:
     http_url, grpc_url, file = sys.argv[1:]
-    headers = {"authorization": f"Bearer {sys.stdin.read().strip()}"}
+    bearer = {"authorization": f"Bearer {sys.stdin.read().strip()}"}
     tensors = np.load(file)
+    # a copy each: the client writes its binary header into the headers that it is given
     with over_http.InferenceServerClient(http_url) as client:
-        first = check(client, over_http, headers, tensors, binary_data=True)
-        check(client, over_http, headers, tensors, binary_data=False)
+        first = check(client, over_http, dict(bearer), tensors, binary_data=True)
+        check(client, over_http, dict(bearer), tensors, binary_data=False)
     with over_grpc.InferenceServerClient(grpc_url) as client:
-        second = check(client, over_grpc, headers, tensors)
+        second = check(client, over_grpc, bearer, tensors)
     print(json.dumps({"right": min(first[0], second[0]), "checked": first[1] + second[1]}))
 
 

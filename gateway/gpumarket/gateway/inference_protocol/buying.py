@@ -63,7 +63,9 @@ def _check(signature: Signature, asked: Asked) -> None:
     """What the client would convert is refused here: a caller of this protocol names its datatypes."""
     wanted = {spec.name: spec.datatype for spec in signature.inputs}
     for name, array in asked.inputs.items():
-        if name in wanted and datatype_of(array.dtype) != wanted[name]:
+        if name not in wanted:
+            raise invalid(f"the model has no input {name!r}; it takes {', '.join(wanted)}", name)
+        if datatype_of(array.dtype) != wanted[name]:
             raise invalid(f"input {name!r} is {datatype_of(array.dtype)}; the model takes {wanted[name]}", name)
     if missing := sorted(set(wanted) - set(asked.inputs)):
         raise invalid(f"input {missing[0]!r} is missing", missing[0])
