@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -63,6 +65,16 @@ def test_triton_client_finds_health_metadata_and_the_right_answers_over_http_and
     told = json.loads(done.stdout)
     assert told["right"] > 0.85
     assert told["checked"] == 16
+
+
+def test_page_on_tensors_runs_as_it_stands(served: Served) -> None:
+    page = (Path(__file__).resolve().parents[2] / "docs" / "tensors.md").read_text("utf-8")
+    env = {**os.environ, "OPENAI_BASE_URL": f"{served.url}/v1", "OPENAI_API_KEY": served.key}
+    for language, argv, said in (("python", [sys.executable, "-c"], "(2, 4)"), ("bash", ["bash", "-ec"], '"model_name"')):
+        (block,) = re.findall(rf"^```{language}\n(.*?)^```$", page, re.DOTALL | re.MULTILINE)
+        done = subprocess.run([*argv, block], capture_output=True, text=True, timeout=SECONDS, env=env)
+        assert done.returncode == 0, done.stdout + done.stderr
+        assert said in done.stdout and '"error"' not in done.stdout
 
 
 async def infer(served: Served, document: Any, *, model: str = SHAPE_CLASSIFIER, **headers: str) -> tuple[int, Any, Any]:
