@@ -287,7 +287,7 @@ def test_trace_spans_hang_together(watched: Watched) -> None:
         known = {span.span for span in spans}
         assert [span.name for span in spans if span.parent not in known] == ["client.job"]
         refused = {span.name for span in spans if span.failed}
-        assert refused <= {"scheduler.order"}, "a channel that was just opened may still be unknown there: the order is made again"
+        assert refused <= {"scheduler.order"}, f"{refused}: a channel that was just opened may still be unknown there, nothing else"
 
 
 def test_trace_of_a_redemption_is_linked_to_the_jobs_that_it_pays(watched: Watched) -> None:

@@ -36,7 +36,7 @@ class Floor:
         still: Any = SimpleNamespace(count=0, failures=0, head=7, confirmations=2, silent_seconds=0.0, rewinds=0, rereads=0)
         actions: Any = SimpleNamespace(sender=SimpleNamespace(tally=GasTally(), watched=0))
         watched = Watched(self.market, still, still, self.chain.view, still, actions, Address(SCHEDULER.address))
-        return dict(SchedulerMetrics(watched)._read())
+        return dict(SchedulerMetrics(watched).read())
 
 
 @pytest.fixture

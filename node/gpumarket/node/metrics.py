@@ -22,8 +22,8 @@ from gpumarket.p2p.readings import P2P_METRICS, P2P_SECONDS, p2p_readings
 from gpumarket.settlement.chain import Actions, ChainView, Follower
 from gpumarket.settlement.chain.readings import CHAIN_METRICS, WALLET_METRICS, WALLET_SECONDS, chain_readings, wallet_readings
 from gpumarket.settlement.redeemer import Redeemer
-from gpumarket.telemetry.measuring import Measuring
-from gpumarket.telemetry.metrics import Exposition, Metric, Reading, counter, gauge, histogram, tokens
+from gpumarket.telemetry.measuring import ProcessMetrics
+from gpumarket.telemetry.metrics import Metric, Reading, counter, gauge, histogram, tokens
 
 LABEL_CHARS_MAX = 40
 FIRST_BUCKETS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -84,33 +84,21 @@ class Watched:
     me: Address
 
 
-class ProviderMetrics:
-    """`text` is what Prometheus reads."""
-
+class ProviderMetrics(ProcessMetrics):
     def __init__(self, watched: Watched) -> None:
         self._watched = watched
         self._labels = model_labels({d: m.manifest for d, m in watched.provider.house.models.items()})
-        self._measuring = Measuring(
+        super().__init__(
             {
                 "p2p": (lambda: p2p_readings(watched.link), P2P_SECONDS),
                 "wallet": (lambda: wallet_readings(watched.actions), WALLET_SECONDS),
-            }
+            },
+            lambda failures: metrics_of(list(self._labels.values()), failures),
         )
-        self._measured: Mapping[str, Reading] = {}
-        self.exposition = Exposition(metrics_of(list(self._labels.values()), self._measuring.metric), self._read)
         observers = {d: self.exposition.observer("first_token_seconds", label) for d, label in self._labels.items()}
         watched.provider.tally.on_first = lambda model, seconds: observers[model](seconds)
 
-    async def text(self) -> bytes:
-        """All of it, now."""
-        self._measured = await self._measuring.take()
-        return self.exposition.text()
-
-    async def close(self) -> None:
-        """Stop measuring."""
-        await self._measuring.close()
-
-    def _read(self) -> Mapping[str, Reading]:
+    def read(self) -> Mapping[str, Reading]:
         w = self._watched
         return {
             "build_info": {version("gpumarket"): 1},
@@ -118,7 +106,6 @@ class ProviderMetrics:
             **self._work(),
             **self._engines(),
             **chain_readings(w.view, w.follower, w.actions.sender, w.me),
-            **self._measured,
         }
 
     def _money(self) -> dict[str, Reading]:

@@ -23,8 +23,8 @@ from gpumarket.scheduler.presence import OBSTACLES
 from gpumarket.settlement.chain import Actions, ChainView, Follower
 from gpumarket.settlement.chain.readings import CHAIN_METRICS, WALLET_METRICS, WALLET_SECONDS, chain_readings, wallet_readings
 from gpumarket.settlement.redeemer import Redeemer
-from gpumarket.telemetry.measuring import Measuring
-from gpumarket.telemetry.metrics import Exposition, Metric, Reading, counter, gauge, tokens
+from gpumarket.telemetry.measuring import ProcessMetrics
+from gpumarket.telemetry.metrics import Metric, Reading, counter, gauge, tokens
 
 CODES = tuple(sorted(by_code()))
 CLIENTS_MONEY = ("deposit", "voucher", "open", "held", "used", "redeemed")
@@ -86,30 +86,18 @@ class Watched:
     me: Address
 
 
-class SchedulerMetrics:
-    """`text` is what Prometheus reads."""
-
+class SchedulerMetrics(ProcessMetrics):
     def __init__(self, watched: Watched) -> None:
         self._watched = watched
-        self._measuring = Measuring(
+        super().__init__(
             {
                 "p2p": (lambda: p2p_readings(watched.link), P2P_SECONDS),
                 "wallet": (lambda: wallet_readings(watched.actions), WALLET_SECONDS),
-            }
+            },
+            metrics_of,
         )
-        self._measured: Mapping[str, Reading] = {}
-        self.exposition = Exposition(metrics_of(self._measuring.metric), self._read)
 
-    async def text(self) -> bytes:
-        """All of it, now."""
-        self._measured = await self._measuring.take()
-        return self.exposition.text()
-
-    async def close(self) -> None:
-        """Stop measuring."""
-        await self._measuring.close()
-
-    def _read(self) -> Mapping[str, Reading]:
+    def read(self) -> Mapping[str, Reading]:
         w = self._watched
         return {
             "build_info": {version("gpumarket"): 1},
@@ -117,7 +105,6 @@ class SchedulerMetrics:
             **self._money(),
             **self._providers(),
             **chain_readings(w.view, w.follower, w.actions.sender, w.me),
-            **self._measured,
         }
 
     def _counts(self) -> dict[str, Reading]:

@@ -6,24 +6,27 @@ Invariant: one source that hangs or fails costs a look its own readings and a bo
 from __future__ import annotations
 
 import asyncio
+from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 
 import structlog
 
 from gpumarket.core.errors import GpumarketError
-from gpumarket.telemetry.metrics import Metric, Reading, counter
+from gpumarket.telemetry.metrics import Exposition, Metric, Reading, counter
 from gpumarket.telemetry.window import Recent
 
 Readings = Mapping[str, Reading]
+Sources = Mapping[str, tuple[Callable[[], Awaitable[Readings]], float]]
+"""By name: how to ask, and for how many seconds an answer serves."""
 WAIT_SECONDS = 3.0
 _log = structlog.get_logger()
 
 
 class Measuring:
-    """The sources of one process: each a name, how to ask it, and for how many seconds its answer serves."""
+    """The sources of one process."""
 
-    def __init__(self, sources: Mapping[str, tuple[Callable[[], Awaitable[Readings]], float]]) -> None:
+    def __init__(self, sources: Sources) -> None:
         self._sources = {name: Recent(ask, seconds) for name, (ask, seconds) in sources.items()}
         self.failures: Counter[str] = Counter()
 
@@ -49,3 +52,26 @@ class Measuring:
             self.failures[name] += 1
             _log.info("measurement_failed", source=name, reason=str(error) or "it took too long")
             return {}
+
+
+class ProcessMetrics(ABC):
+    """The metrics of a process, some of them measured. `text` is what Prometheus reads."""
+
+    def __init__(self, sources: Sources, metrics_of: Callable[[Metric], Sequence[Metric]]) -> None:
+        """`metrics_of` makes the table, given the metric that counts failed measurements."""
+        self._measuring = Measuring(sources)
+        self._measured: Readings = {}
+        self.exposition = Exposition(metrics_of(self._measuring.metric), lambda: {**self.read(), **self._measured})
+
+    @abstractmethod
+    def read(self) -> Readings:
+        """What needs no wait, now."""
+
+    async def text(self) -> bytes:
+        """All of it, now."""
+        self._measured = await self._measuring.take()
+        return self.exposition.text()
+
+    async def close(self) -> None:
+        """Stop measuring."""
+        await self._measuring.close()

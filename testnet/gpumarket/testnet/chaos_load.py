@@ -1,6 +1,6 @@
 """One client of a chaos run: a steady load of mixed jobs, each written down when it begins and when it ends.
 
-    python -m gpumarket.testnet.chaos_load --config FILE --log JOBS.jsonl --seed N
+    python -m gpumarket.testnet.chaos_load --config FILE --log JOBS.jsonl --seed N [--job-seconds S]
 
 It uses the SDK as anybody would. On start it takes up what an earlier life left in the journal; on SIGTERM it finishes what it began, takes
 up what failed on the way, and ends. Never: a prompt or an answer in the log.
@@ -116,10 +116,11 @@ def _told(result: JobOutcome) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def opened(config: Path, log: Log, stop: asyncio.Event) -> AsyncIterator[Client | None]:
+async def opened(config: Path, log: Log, stop: asyncio.Event, job_seconds: int | None) -> AsyncIterator[Client | None]:
     """The client, once scheduler and chain let it in; None where it is to stop before."""
     while not stop.is_set():
-        client = Client(load(ClientSettings, file=config, env={}), load(ChainSettings, file=config, env={}))
+        settings = load(ClientSettings, file=config, env={}, flags={"job_seconds": job_seconds})
+        client = Client(settings, load(ChainSettings, file=config, env={}))
         try:
             await client.__aenter__()
         except GpumarketError as error:
@@ -134,8 +135,8 @@ async def opened(config: Path, log: Log, stop: asyncio.Event) -> AsyncIterator[C
     yield None
 
 
-async def serve(config: Path, file: Path, seed: int) -> None:
-    """Work until SIGTERM, then to the end of what was begun."""
+async def serve(config: Path, file: Path, seed: int, job_seconds: int | None) -> None:
+    """Work until SIGTERM, then to the end of what was begun. `job_seconds`: of each job, where it is not the settings'."""
     stop = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, stop.set)
     with file.open("a", buffering=1) as sink:
@@ -144,7 +145,7 @@ async def serve(config: Path, file: Path, seed: int) -> None:
             sink.write(json.dumps({"at": round(time.time(), 3), "client": config.stem, "event": event, **more}) + "\n")
 
         log("started")
-        async with opened(config, log, stop) as client:
+        async with opened(config, log, stop, job_seconds) as client:
             if client is not None:
                 await Load(client, log, seed, stop).run()
         log("ended")
@@ -156,8 +157,9 @@ def main(argv: Sequence[str]) -> int:
     parser.add_argument("--config", type=Path, required=True)
     parser.add_argument("--log", type=Path, required=True)
     parser.add_argument("--seed", type=int, required=True)
+    parser.add_argument("--job-seconds", type=int)
     given = parser.parse_args(argv)
-    asyncio.run(serve(given.config, given.log, given.seed))
+    asyncio.run(serve(given.config, given.log, given.seed, given.job_seconds))
     return 0
 
 
