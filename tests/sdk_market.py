@@ -554,6 +554,8 @@ class FakeScheduler(mgrpc.MarketServicer):
         _, request = self.guard.open("Market/Retry", call, mpb.RetryRequest)
         self.retries.append(request)
         job = self.jobs[request.job]
+        if request.reason == "client-left":
+            return mpb.MatchReply(granted=self._granted(self.jobs.pop(request.job)))
         if len(job.leases) == request.attempt:
             lease = from_proto(Lease, job.leases[-1].lease)
             if request.HasField("last_ack"):
