@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -22,6 +23,7 @@ from gpumarket.core.units import Address, Hash
 from gpumarket.sdk import Client, ClientSettings
 from gpumarket.sdk.results import ChatResult, LogprobsLost, Piece
 from gpumarket.sdk.streaming import ChatStream
+from gpumarket.sdk.sync import Client as SyncClient
 from gpumarket.v1 import provider_pb2 as ppb
 from gpumarket.v1 import terms_pb2 as pb
 
@@ -500,3 +502,32 @@ async def test_job_key_is_the_hash_of_client_scheduler_and_the_callers_id(tmp_pa
     async with market_of(tmp_path, FakeProvider("a")) as (market, client):
         result = await client.chat("chat", "hello", max_tokens=3, job_id=ID)
         assert result.job == keccak256(CLIENT.address + Address(market.scheduler.key.address) + ID)
+
+
+def test_sync_client_has_pieces_and_the_end_too(tmp_path: Path) -> None:
+    ready, done, found = threading.Event(), threading.Event(), list[FakeMarket]()
+
+    async def serve() -> None:
+        async with fake_market(tmp_path, FakeProvider("a")) as market:
+            found.append(market)
+            ready.set()
+            await asyncio.to_thread(done.wait)
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    try:
+        assert ready.wait(PATIENCE_SECONDS)
+        with SyncClient(settings(tmp_path), key=CLIENT, chain=found[0].chain) as client:
+            client.add_model("chat", sdk_models.CHAT.digest)
+            stream = client.chat("chat", "hello", stream=True, max_tokens=20, logprobs=1)
+            pieces = list(stream.pieces())
+            assert tuple(t for piece in pieces for t in piece.tokens) == stream.result.tokens
+            assert (stream.end.outcome, stream.end.cost) == ("completed", stream.result.cost)
+            broken = client.chat("chat", "hello", stream=True, max_tokens=LONG)
+            for _ in broken:
+                break
+            broken.close()
+            assert broken.end.outcome == "cancelled"
+    finally:
+        done.set()
+        thread.join()

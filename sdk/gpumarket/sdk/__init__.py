@@ -7,11 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gpumarket.sdk.client import Client
-    from gpumarket.sdk.results import ChatResult, EmbedResult, Quote, Verdict
+    from gpumarket.sdk.results import ChatResult, EmbedResult, Piece, Quote, StreamEnd, TokenLogprob, Verdict
     from gpumarket.sdk.settings import ClientSettings
     from gpumarket.sdk.streaming import ChatStream
 
-__all__ = ["ChatResult", "ChatStream", "Client", "ClientSettings", "EmbedResult", "Quote", "Verdict"]
+__all__ = [
+    "ChatResult",
+    "ChatStream",
+    "Client",
+    "ClientSettings",
+    "EmbedResult",
+    "Piece",
+    "Quote",
+    "StreamEnd",
+    "TokenLogprob",
+    "Verdict",
+]
 
 _HOME = {
     "ChatResult": "results",
@@ -19,7 +30,10 @@ _HOME = {
     "Client": "client",
     "ClientSettings": "settings",
     "EmbedResult": "results",
+    "Piece": "results",
     "Quote": "results",
+    "StreamEnd": "results",
+    "TokenLogprob": "results",
     "Verdict": "results",
 }
 
