@@ -24,6 +24,7 @@ from gpumarket.sdk import Client, ClientSettings
 from gpumarket.sdk.results import ChatResult, LogprobsLost, Piece
 from gpumarket.sdk.streaming import ChatStream
 from gpumarket.sdk.sync import Client as SyncClient
+from gpumarket.settlement.receipts import from_json, verify
 from gpumarket.v1 import provider_pb2 as ppb
 from gpumarket.v1 import terms_pb2 as pb
 
@@ -377,6 +378,26 @@ async def test_receipt_of_a_job_that_was_left_must_hold_or_is_none(tmp_path: Pat
             await anext(aiter(stream))
         await left(client, stream, provider)
         assert stream.receipt is None
+
+
+@pytest.mark.parametrize("outcome", [Outcome.CANCELLED, Outcome.COMPLETED])
+async def test_receipt_file_of_a_job_that_was_left_verifies_and_its_bill_is_known(tmp_path: Path, outcome: Outcome) -> None:
+    """Where the provider had the whole answer out it bills the prompt, and the client knows that it does."""
+    provider = FakeProvider("a", frame_items=1, outcome_when_left=outcome)
+    async with market_of(tmp_path, provider) as (market, client):
+        async with client.chat("chat", "hello", stream=True, max_tokens=LONG) as stream:
+            await anext(aiter(stream))
+        end = stream.end
+        assert end is not None
+        prompt = end.usage.prompt_tokens * 2 * 10**10 if outcome is Outcome.COMPLETED else 0
+        assert end.cost == (end.units * 10**11 + prompt) * 101 // 100
+        assert (await client.account()).billed == end.cost
+        await client.desk.settle()
+        assert [r.reason for r in market.scheduler.retries] == ([] if prompt else ["client-left"])
+        client.save_receipt(end.job, tmp_path / "receipt.json", content=True)
+        report = verify(from_json((tmp_path / "receipt.json").read_bytes()))
+        assert report.holds, [f for f in report.findings if not f.holds]
+        assert report.amount == end.units * 10**11 * 101 // 100, "a file states what is owed by the acks in it"
 
 
 async def test_slow_reader_holds_a_window_and_the_provider_waits(tmp_path: Path) -> None:
