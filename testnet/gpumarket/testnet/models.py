@@ -29,7 +29,10 @@ def cache_folder() -> Path:
 
 
 async def fill_store(root: Path, names: frozenset[str], report: Callable[[str], None]) -> dict[str, ModelManifest]:
-    """Put the named models into the store at `root` (a no-op for those that are there). Manifests by name."""
+    """Put the named models into the store at `root` (a no-op for those that are there). Manifests by name.
+
+    A name that is none of the testnet's own is one that somebody put there under this alias. Raises UnknownModel where nobody did.
+    """
     folders = {}
     if MINILM in names:
         from gpumarket.node.models.minilm import minilm_path
@@ -38,7 +41,8 @@ async def fill_store(root: Path, names: frozenset[str], report: Callable[[str], 
     if TINY_LLAMA in names:
         folders[TINY_LLAMA] = await tiny_llama(report)
     tensors = await tensor_models(report) if names.intersection(TENSOR_MODELS) else None
-    return await asyncio.to_thread(_add_all, root, folders, {name: tensors for name in TENSOR_MODELS if tensors and name in names})
+    onnx = {name: tensors for name in TENSOR_MODELS if tensors and name in names}
+    return await asyncio.to_thread(_add_all, root, folders, onnx, names - folders.keys() - onnx.keys())
 
 
 async def tiny_llama(report: Callable[[str], None]) -> Path:
@@ -84,7 +88,7 @@ async def _made(module: str, name: str, what: str, report: Callable[[], None]) -
     return folder
 
 
-def _add_all(root: Path, folders: dict[str, Path], tensors: dict[str, Path]) -> dict[str, ModelManifest]:
+def _add_all(root: Path, folders: dict[str, Path], tensors: dict[str, Path], others: frozenset[str]) -> dict[str, ModelManifest]:
     from gpumarket.node.models.store import ModelStore
 
     store = ModelStore(root)
@@ -99,4 +103,4 @@ def _add_all(root: Path, folders: dict[str, Path], tensors: dict[str, Path]) -> 
         manifests[name] = store.add_onnx(folder / f"{name}.onnx", name, licence="Apache-2.0", rows_max=4096)
     for manifest in manifests.values():
         store.set_alias(manifest.name, manifest.digest)
-    return manifests
+    return manifests | {name: store.manifest(store.alias(name)) for name in others}
