@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from sqlalchemy import Connection, create_engine, delete, insert, select
+from sqlalchemy import Connection, bindparam, create_engine, delete, insert, select
 
 from gpumarket.core.ports import Clock
 from gpumarket.core.units import Hash, Money, format_money
@@ -19,8 +20,13 @@ from gpumarket.gateway.keys import Key
 from gpumarket.gateway.problems import Problem
 from gpumarket.gateway.tables import ACCOUNTS, FILE, RESERVATIONS
 from gpumarket.settlement.journal import Journal
+from gpumarket.settlement.prepared import Prepared
 
 DAY_SECONDS = 86_400
+_RESERVE = Prepared(insert(RESERVATIONS), RESERVATIONS.c.keys())
+_END = Prepared(delete(RESERVATIONS).where(RESERVATIONS.c.job == bindparam("job")))
+_FORGET = Prepared(delete(ACCOUNTS).where(ACCOUNTS.c.key == bindparam("key")))
+_BOOK = Prepared(insert(ACCOUNTS), ACCOUNTS.c.keys())
 
 
 @dataclass(slots=True)
@@ -95,9 +101,9 @@ class Ledger:
         amount = most if left is None else min(most, left)
         held = Reservation(job, key.id, self._today, Money(amount))
         self._hold(held)
-        row = {"job": job, "key": held.key, "day": held.day, "amount": held.amount}
+        row: dict[str, Any] = {"job": job, "key": held.key, "day": held.day, "amount": held.amount}
         try:
-            await self._journal.transact(lambda c: c.execute(insert(RESERVATIONS), row) and None)
+            await self._journal.transact(lambda c: _RESERVE.run(c, **row))
         except Exception:
             self._release(held)
             raise
@@ -114,12 +120,12 @@ class Ledger:
         self.spent += cost
         if held.day == account.day:
             account.day_spent += cost
-        row = {"key": held.key, "day": account.day, "day_spent": account.day_spent, "total_spent": account.total_spent}
+        row: dict[str, Any] = {"key": held.key, "day": account.day, "day_spent": account.day_spent, "total_spent": account.total_spent}
 
         def work(connection: Connection) -> None:
-            connection.execute(delete(RESERVATIONS).where(RESERVATIONS.c.job == job))
-            connection.execute(delete(ACCOUNTS).where(ACCOUNTS.c.key == held.key))
-            connection.execute(insert(ACCOUNTS), row)
+            _END.run(connection, job=job)
+            _FORGET.run(connection, key=held.key)
+            _BOOK.run(connection, **row)
 
         await self._journal.transact(work)
 

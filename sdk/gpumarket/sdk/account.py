@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, Row, delete, insert, select, update
+from sqlalchemy import Connection, Row, bindparam, delete, insert, select, update
 
 from gpumarket.core.codec import voucher_proto
 from gpumarket.core.errors import JournalError, OutOfFunds
@@ -27,6 +27,7 @@ from gpumarket.sdk.settings import ClientSettings
 from gpumarket.sdk.tables import CHANNELS, INTENTS
 from gpumarket.settlement import guard
 from gpumarket.settlement.journal import Journal
+from gpumarket.settlement.prepared import Prepared
 from gpumarket.settlement.vouchers import sign_voucher
 from gpumarket.v1 import market_pb2
 from gpumarket.v1 import terms_pb2 as pb
@@ -34,6 +35,10 @@ from gpumarket.v1 import terms_pb2 as pb
 TEST_CHAIN = 31_337
 NOTHING = Money(0)
 VIEW_PAUSE_SECONDS = 0.1
+_ALL = Prepared(select(CHANNELS.c.id, CHANNELS.c.closing, CHANNELS.c.scheduler))
+_ONE = Prepared(select(CHANNELS.c.voucher, CHANNELS.c.billed).where(CHANNELS.c.id == bindparam("at")))
+_SET_VOUCHER = Prepared(update(CHANNELS).where(CHANNELS.c.id == bindparam("at")), ["voucher"])
+_SET_BILLED = Prepared(update(CHANNELS).where(CHANNELS.c.id == bindparam("at")), ["billed"])
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +150,7 @@ class Account:
     def closable(self, scheduler: Address | None = None) -> list[PaidChannelState]:
         """Every channel to a scheduler (None: to any) that still holds money and names our key: also one whose close was begun and did
         not come through, was asked for alone, or that has expired."""
-        entries = [self._chain.channels.get(Hash(row.id)) for row in self._rows() if scheduler in (None, row.scheduler)]
+        entries = [self._chain.channels.get(Hash(row["id"])) for row in self._rows() if scheduler in (None, row["scheduler"])]
         return [self._load(e) for e in entries if e is not None and not e.closed and e.signer == self._signer.address]
 
     async def seen_deposit(self, channel: PaidChannelState, deposit: Money) -> None:
@@ -179,7 +184,7 @@ class Account:
                 if wanted > channel.voucher:
                     spending.spend(connection, self._time(), Money(wanted - channel.voucher), self._settings.spend_limit_amount)
                     guard.advance(connection, channel.id, wanted)
-                    connection.execute(update(CHANNELS).where(CHANNELS.c.id == channel.id).values(voucher=wanted))
+                    _SET_VOUCHER.run(connection, at=channel.id, voucher=wanted)
 
             await self._journal.transact(work)
             channel.voucher = wanted
@@ -194,7 +199,7 @@ class Account:
         def work(connection: Connection) -> None:
             spending.found(connection, self._time(), Money(signed - channel.voucher))
             guard.advance(connection, channel.id, signed)
-            connection.execute(update(CHANNELS).where(CHANNELS.c.id == channel.id).values(voucher=signed))
+            _SET_VOUCHER.run(connection, at=channel.id, voucher=signed)
 
         async with self._raising:
             if signed > channel.voucher:  # else another job has taken it over meanwhile
@@ -238,8 +243,8 @@ class Account:
     def _usable(self, scheduler: Address, margin_seconds: int) -> ChannelEntry | None:
         need = self._clock.now() + self._settings.job_seconds + margin_seconds
         for row in self._rows():
-            entry = self._chain.channels.get(Hash(row.id))
-            if entry is None or row.scheduler != scheduler or row.closing or entry.closed or entry.closes_at:
+            entry = self._chain.channels.get(Hash(row["id"]))
+            if entry is None or row["scheduler"] != scheduler or row["closing"] or entry.closed or entry.closes_at:
                 continue
             if entry.signer != self._signer.address:
                 continue  # of a payment key that was replaced: our vouchers are worth nothing there
@@ -305,13 +310,12 @@ class Account:
                 hint="send tokens to the wallet, or lower GPUMARKET_CLIENT_DEPOSIT",
             )
 
-    def _rows(self) -> list[Any]:
-        return self._journal.read(lambda c: list(c.execute(select(CHANNELS.c.id, CHANNELS.c.closing, CHANNELS.c.scheduler))))
+    def _rows(self) -> list[dict[str, Any]]:
+        return self._journal.read(_ALL.rows)
 
     def _row(self, channel: Hash) -> tuple[Money, Money] | None:
-        query = select(CHANNELS.c.voucher, CHANNELS.c.billed).where(CHANNELS.c.id == channel)
-        row = self._journal.read(lambda c: c.execute(query).first())
-        return (row.voucher, row.billed) if row else None
+        row = self._journal.read(lambda c: _ONE.first(c, at=channel))
+        return (row["voucher"], row["billed"]) if row else None
 
     def _load(self, entry: ChannelEntry) -> PaidChannelState:
         state = self._channels.get(entry.id)
@@ -338,14 +342,18 @@ def _require_newest(channel: PaidChannelState) -> None:
 
 def bill(connection: Connection, channel: Hash, amount: Money) -> None:
     """Add what an ended job costs to its channel; inside the transaction that ends the job."""
-    billed = connection.execute(select(CHANNELS.c.billed).where(CHANNELS.c.id == channel)).scalar_one()
-    connection.execute(update(CHANNELS).where(CHANNELS.c.id == channel).values(billed=Money(billed + amount)))
+    _SET_BILLED.run(connection, at=channel, billed=Money(_billed(connection, channel) + amount))
 
 
 def refund(connection: Connection, channel: Hash, amount: Money) -> None:
     """Take a rejected job's cost back out; inside the transaction that records the rejection."""
-    billed = connection.execute(select(CHANNELS.c.billed).where(CHANNELS.c.id == channel)).scalar_one()
-    connection.execute(update(CHANNELS).where(CHANNELS.c.id == channel).values(billed=Money(billed - amount)))
+    _SET_BILLED.run(connection, at=channel, billed=Money(_billed(connection, channel) - amount))
+
+
+def _billed(connection: Connection, channel: Hash) -> int:
+    row = _ONE.first(connection, at=channel)
+    assert row is not None, "what is billed has a channel"
+    return int(row["billed"])
 
 
 def _admit(connection: Connection, channel: Hash, scheduler: Address, now: int) -> None:

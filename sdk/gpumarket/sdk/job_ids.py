@@ -14,14 +14,17 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from sqlalchemy import Connection, insert, select
+from sqlalchemy import Connection, bindparam, insert, select
 
 from gpumarket.core.errors import ConfigError, JobIdReused
 from gpumarket.core.terms import Task
 from gpumarket.core.units import Hash, hex0x
 from gpumarket.sdk.tables import JOB_IDS
+from gpumarket.settlement.prepared import Prepared
 
 JOB_ID_BYTES = 32
+_CLAIM = Prepared(insert(JOB_IDS), JOB_IDS.c.keys())
+_FIND = Prepared(select(JOB_IDS).where(JOB_IDS.c.job_id == bindparam("at")))
 
 
 def job_id_of(value: bytes | None) -> Hash | None:
@@ -39,20 +42,20 @@ def fingerprint(model: Hash, task: Task, request: bytes, options: Mapping[str, A
 
 def claim(connection: Connection, job_id: Hash, job: Hash, asked: Hash) -> None:
     """From now on the id stands for this job."""
-    connection.execute(insert(JOB_IDS).values(job_id=job_id, job=job, fingerprint=asked))
+    _CLAIM.run(connection, job_id=job_id, job=job, fingerprint=asked)
 
 
 def find(connection: Connection, job_id: Hash, asked: Hash) -> Hash | None:
     """The job that the id stands for; None for a fresh one. Raises JobIdReused when something else was asked under it."""
-    row = connection.execute(select(JOB_IDS).where(JOB_IDS.c.job_id == job_id)).first()
+    row = _FIND.first(connection, at=job_id)
     if row is None:
         return None
-    if row.fingerprint != asked:
+    if row["fingerprint"] != asked:
         raise JobIdReused(
-            f"job id {hex0x(job_id)} was used for another request (job {hex0x(row.job)})",
+            f"job id {hex0x(job_id)} was used for another request (job {hex0x(row['job'])})",
             hint="make a fresh id for each request, and give it again only with the very same one",
         )
-    return Hash(row.job)
+    return Hash(row["job"])
 
 
 @dataclass(slots=True)

@@ -11,15 +11,25 @@ import datetime
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sqlalchemy import ColumnElement, Connection, delete, func, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, func, insert, select, update
 
 from gpumarket.core.errors import SpendLimitReached
 from gpumarket.core.units import Money, format_money
 from gpumarket.sdk.tables import SPEND_LIMIT, SPENDING
+from gpumarket.settlement.prepared import Prepared
 
 DAY_SECONDS = 86_400
 BUCKET_SECONDS = 60
 """What is spent within one is one row, and frees a day after its end: at most 1,441 rows are summed for a voucher."""
+
+_AFTER = SPENDING.c.at > bindparam("after")
+_LATEST = Prepared(select(func.max(SPENDING.c.at).label("at")))
+_WITHIN = Prepared(select(SPENDING.c.at, SPENDING.c.amount).where(_AFTER).order_by(SPENDING.c.at))
+_FORGET = Prepared(delete(SPENDING).where(~_AFTER))
+_OF_MINUTE = Prepared(select(SPENDING.c.amount).where(SPENDING.c.at == bindparam("bucket")))
+_ADD_MINUTE = Prepared(insert(SPENDING), ["at", "amount"])
+_SET_MINUTE = Prepared(update(SPENDING).where(SPENDING.c.at == bindparam("bucket")), ["amount"])
+_LIMIT = Prepared(select(SPEND_LIMIT.c.amount))
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,13 +51,13 @@ class Spending:
 def standing(connection: Connection, clock: int, configured: Money | None) -> Spending:
     """What was spent within the 24 hours before `clock` (unix seconds), and the limit in force."""
     now = max(clock, _latest(connection))
-    rows = connection.execute(select(SPENDING.c.at, SPENDING.c.amount).where(_within_the_day(now))).all()
+    rows = _WITHIN.rows(connection, after=_day_before(now))
     limits = [limit for limit in (configured, stored_limit(connection)) if limit is not None]
     return Spending(
         limit=min(limits) if limits else None,
-        spent=Money(sum(row.amount for row in rows)),
+        spent=Money(sum(row["amount"] for row in rows)),
         now=now,
-        frees_at=_free_from(min(row.at for row in rows)) if rows else 0,
+        frees_at=_free_from(rows[0]["at"]) if rows else 0,
     )
 
 
@@ -56,7 +66,7 @@ def spend(connection: Connection, clock: int, amount: Money, configured: Money |
     before = standing(connection, clock, configured)
     if before.limit is not None and before.spent + amount > before.limit:
         raise SpendLimitReached(_refusal(connection, before, amount, clock), hint=_hint(before, amount), retryable=amount <= before.limit)
-    connection.execute(delete(SPENDING).where(~_within_the_day(before.now)))
+    _FORGET.run(connection, after=_day_before(before.now))
     _add(connection, before.now, amount)
 
 
@@ -79,7 +89,8 @@ def set_limit(connection: Connection, clock: int, limit: Money | None) -> None:
 
 
 def _latest(connection: Connection) -> int:
-    return connection.execute(select(func.max(SPENDING.c.at))).scalar_one_or_none() or 0
+    row = _LATEST.first(connection)
+    return (row and row["at"]) or 0
 
 
 def history(connection: Connection) -> dict[int, Money]:
@@ -89,8 +100,8 @@ def history(connection: Connection) -> dict[int, Money]:
 
 def stored_limit(connection: Connection) -> Money | None:
     """The limit that the journal itself holds."""
-    limit: Money | None = connection.execute(select(SPEND_LIMIT.c.amount)).scalar_one_or_none()
-    return limit
+    row = _LIMIT.first(connection)
+    return None if row is None else Money(row["amount"])
 
 
 def take_over(connection: Connection, spent: Mapping[int, Money], limit: Money | None) -> None:
@@ -108,15 +119,16 @@ def take_over(connection: Connection, spent: Mapping[int, Money], limit: Money |
 
 def _add(connection: Connection, now: int, amount: Money) -> None:
     bucket = now - now % BUCKET_SECONDS
-    added = connection.execute(select(SPENDING.c.amount).where(SPENDING.c.at == bucket)).scalar_one_or_none()
-    if added is None:
-        connection.execute(insert(SPENDING).values(at=bucket, amount=amount))
+    row = _OF_MINUTE.first(connection, bucket=bucket)
+    if row is None:
+        _ADD_MINUTE.run(connection, at=bucket, amount=amount)
     else:
-        connection.execute(update(SPENDING).where(SPENDING.c.at == bucket).values(amount=Money(added + amount)))
+        _SET_MINUTE.run(connection, bucket=bucket, amount=Money(row["amount"] + amount))
 
 
-def _within_the_day(now: int) -> ColumnElement[bool]:
-    return SPENDING.c.at > now - DAY_SECONDS - BUCKET_SECONDS
+def _day_before(now: int) -> int:
+    """What begins after this is spent within the day before `now`, the whole of its minute counted."""
+    return now - DAY_SECONDS - BUCKET_SECONDS
 
 
 def _free_from(bucket: int) -> int:
@@ -138,8 +150,8 @@ def _free_for(connection: Connection, before: Spending, amount: Money) -> int:
     assert before.limit is not None
     excess = before.spent + amount - before.limit
     at = before.now
-    for row in connection.execute(select(SPENDING.c.at, SPENDING.c.amount).where(_within_the_day(before.now)).order_by(SPENDING.c.at)):
-        at, excess = row.at, excess - row.amount
+    for row in _WITHIN.rows(connection, after=_day_before(before.now)):
+        at, excess = row["at"], excess - row["amount"]
         if excess <= 0:
             break
     return _free_from(int(at))

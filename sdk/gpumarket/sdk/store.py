@@ -8,9 +8,10 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
-from sqlalchemy import Connection, delete, insert, select, update
+from sqlalchemy import Connection, bindparam, delete, insert, select, update
 
 from gpumarket.core.codec import from_proto, open_receipt, parse
 from gpumarket.core.signing import Domain
@@ -18,11 +19,18 @@ from gpumarket.core.terms import Ack, JobSpec, Lease, Task
 from gpumarket.core.units import Address, Hash, Money
 from gpumarket.sdk.session import AttemptEnd
 from gpumarket.sdk.tables import ATTEMPTS, JOBS, OUTPUTS
+from gpumarket.settlement.prepared import Prepared
 from gpumarket.v1 import terms_pb2 as pb
 
 RUNNING = ("ordered", "leased")
 """States in which a job still holds its maximum; from "delivered" on it is billed."""
 DAY_SECONDS = 86_400
+_ADD_JOB = Prepared(insert(JOBS), [column.key for column in JOBS.c if column.key != "report"])
+_JOB = Prepared(select(JOBS).where(JOBS.c.job == bindparam("at")))
+_ADD_ATTEMPT = Prepared(insert(ATTEMPTS), ["job", "number", "provider", "lease", "offer", "reason", "detail", "units", "amount"])
+_ATTEMPTS = Prepared(select(ATTEMPTS).where(ATTEMPTS.c.job == bindparam("at")).order_by(ATTEMPTS.c.number))
+_ADD_OUTPUT = Prepared(insert(OUTPUTS), OUTPUTS.c.keys())
+_OUTPUT = Prepared(select(OUTPUTS.c.count, OUTPUTS.c.data).where(OUTPUTS.c.job == bindparam("at")).order_by(OUTPUTS.c.first))
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,36 +88,35 @@ class StoredAttempt:
 
 def add_job(connection: Connection, job: StoredJob) -> None:
     """A new order, before it is sent."""
-    connection.execute(
-        insert(JOBS).values(
-            job=job.job,
-            alias=job.alias,
-            purpose=job.purpose,
-            parent=job.parent,
-            state=job.state,
-            task=int(job.task),
-            channel=job.channel,
-            order=job.order.SerializeToString(deterministic=True),
-            request=job.request,
-            salt=job.salt,
-            options=json.dumps(dict(job.options)),
-            attempt=0,
-            max_amount=job.spec.max_amount,
-            billed=Money(0),
-            will_check=False,
-            verdict="",
-            verdict_json="{}",
-            finish_reason="",
-            created_at=job.created_at,
-            deadline=job.spec.deadline,
-            ended_at=0,
-        )
+    _ADD_JOB.run(
+        connection,
+        job=job.job,
+        alias=job.alias,
+        purpose=job.purpose,
+        parent=job.parent,
+        state=job.state,
+        task=int(job.task),
+        channel=job.channel,
+        order=job.order.SerializeToString(deterministic=True),
+        request=job.request,
+        salt=job.salt,
+        options=json.dumps(dict(job.options)),
+        attempt=0,
+        max_amount=job.spec.max_amount,
+        billed=Money(0),
+        will_check=False,
+        verdict="",
+        verdict_json="{}",
+        finish_reason="",
+        created_at=job.created_at,
+        deadline=job.spec.deadline,
+        ended_at=0,
     )
 
 
 def set_job(connection: Connection, job: Hash, **values: Any) -> None:
     """Change columns of a job."""
-    connection.execute(update(JOBS).where(JOBS.c.job == job).values(**values))
+    _set_job(tuple(values)).run(connection, at=job, **values)
 
 
 def set_verdict(connection: Connection, job: Hash, verdict: str, facts: Mapping[str, Any], **values: Any) -> None:
@@ -118,7 +125,7 @@ def set_verdict(connection: Connection, job: Hash, verdict: str, facts: Mapping[
 
 
 def load_job(connection: Connection, job: Hash) -> StoredJob | None:
-    row = connection.execute(select(JOBS).where(JOBS.c.job == job)).mappings().first()
+    row = _JOB.first(connection, at=job)
     return _job(row) if row else None
 
 
@@ -185,25 +192,24 @@ def prune(connection: Connection, before: int) -> None:
 def add_attempt(connection: Connection, job: Hash, lease: pb.SignedLease, offer: pb.SignedOffer) -> None:
     """A lease that was accepted, before its provider is called."""
     number = lease.lease.attempt
-    connection.execute(
-        insert(ATTEMPTS).values(
-            job=job,
-            number=number,
-            provider=lease.lease.provider,
-            lease=lease.SerializeToString(deterministic=True),
-            offer=offer.SerializeToString(deterministic=True),
-            reason="",
-            detail="",
-            units=0,
-            amount=Money(0),
-        )
+    _ADD_ATTEMPT.run(
+        connection,
+        job=job,
+        number=number,
+        provider=lease.lease.provider,
+        lease=lease.SerializeToString(deterministic=True),
+        offer=offer.SerializeToString(deterministic=True),
+        reason="",
+        detail="",
+        units=0,
+        amount=Money(0),
     )
     set_job(connection, job, state="leased", attempt=number)
 
 
 def set_attempt(connection: Connection, job: Hash, number: int, **values: Any) -> None:
     """Change columns of an attempt."""
-    connection.execute(update(ATTEMPTS).where(ATTEMPTS.c.job == job, ATTEMPTS.c.number == number).values(**values))
+    _set_attempt(tuple(values)).run(connection, at=job, which=number, **values)
 
 
 def end_attempt(connection: Connection, job: Hash, end: AttemptEnd, ack: pb.SignedAck | None, receipt: pb.SignedReceipt | None) -> None:
@@ -218,8 +224,7 @@ def end_attempt(connection: Connection, job: Hash, end: AttemptEnd, ack: pb.Sign
 
 def load_attempts(connection: Connection, job: Hash) -> list[StoredAttempt]:
     """All attempts, first to last."""
-    query = select(ATTEMPTS).where(ATTEMPTS.c.job == job).order_by(ATTEMPTS.c.number)
-    return [_attempt(row) for row in connection.execute(query).mappings()]
+    return [_attempt(row) for row in _ATTEMPTS.rows(connection, at=job)]
 
 
 # --- output --------------------------------------------------------------------------------------------------------------------
@@ -227,18 +232,27 @@ def load_attempts(connection: Connection, job: Hash) -> list[StoredAttempt]:
 
 def add_output(connection: Connection, job: Hash, first: int, items: Sequence[bytes]) -> None:
     """Items from an absolute index; all of one size."""
-    connection.execute(insert(OUTPUTS).values(job=job, first=first, count=len(items), data=b"".join(items)))
+    _ADD_OUTPUT.run(connection, job=job, first=first, count=len(items), data=b"".join(items))
 
 
 def load_output(connection: Connection, job: Hash) -> list[bytes]:
     """Every item of a job's output, in order."""
-    query = select(OUTPUTS.c.count, OUTPUTS.c.data).where(OUTPUTS.c.job == job).order_by(OUTPUTS.c.first)
-    return [item for row in connection.execute(query) for item in _split(row.data, row._mapping["count"])]
+    return [item for row in _OUTPUT.rows(connection, at=job) for item in _split(row["data"], row["count"])]
 
 
 def _split(data: bytes, count: int) -> Iterator[bytes]:
     size = len(data) // count
     return (data[i * size : (i + 1) * size] for i in range(count))
+
+
+@lru_cache(maxsize=256)
+def _set_job(columns: tuple[str, ...]) -> Prepared:
+    return Prepared(update(JOBS).where(JOBS.c.job == bindparam("at")), columns)
+
+
+@lru_cache(maxsize=256)
+def _set_attempt(columns: tuple[str, ...]) -> Prepared:
+    return Prepared(update(ATTEMPTS).where(ATTEMPTS.c.job == bindparam("at"), ATTEMPTS.c.number == bindparam("which")), columns)
 
 
 # --- rows ----------------------------------------------------------------------------------------------------------------------

@@ -161,7 +161,7 @@ class Journal:
         """Run `work` on a read-only connection in the calling thread; it sees what is committed."""
         if self._reader is None:
             raise JournalError("the journal is not open")
-        with self._reader.connect() as connection:
+        with self._reader.connect() as connection, connection.begin():  # one view for all that is read
             return work(connection)
 
     async def close(self) -> None:
