@@ -128,6 +128,7 @@ class Account:
         self._journal, self._chain, self._signer, self._settings = journal, chain, signer, settings
         self._clock, self._random = clock, random
         self._channels: dict[Hash, PaidChannelState] = {}
+        self._newest: dict[Hash, tuple[Money, pb.SignedVoucher]] = {}
         self._opening, self._raising = asyncio.Lock(), asyncio.Lock()
         self._under_way: dict[Address, asyncio.Task[ChannelEntry]] = {}
         self._started = clock.now() - clock.monotonic()
@@ -208,8 +209,10 @@ class Account:
 
     def voucher(self, channel: PaidChannelState) -> pb.SignedVoucher:
         """The newest voucher; its guard row is durable, and signing it again gives the same bytes (RFC 6979)."""
-        signature = sign_voucher(self._signer, self._chain.channels_domain, channel.id, channel.voucher)
-        return voucher_proto(Voucher(channel.id, channel.voucher), signature)
+        if self._newest.get(channel.id, (None, None))[0] != channel.voucher:
+            signature = sign_voucher(self._signer, self._chain.channels_domain, channel.id, channel.voucher)
+            self._newest[channel.id] = channel.voucher, voucher_proto(Voucher(channel.id, channel.voucher), signature)
+        return self._newest[channel.id][1]
 
     def release(self, channel: PaidChannelState, maximum: Money, billed: Money) -> None:
         """A job of this maximum ended and cost `billed` (journaled by the caller with `bill`)."""

@@ -10,6 +10,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -40,11 +41,19 @@ class LockedModel:
 def read_lock(path: Path) -> dict[str, LockedModel]:
     """Every alias; empty when there is no file yet. Raises ConfigError naming the entry that is wrong."""
     try:
-        document = tomllib.loads(path.read_text(encoding="utf-8"))
+        found = path.stat()
+        return dict(_parsed(path, (found.st_mtime_ns, found.st_ctime_ns, found.st_size, found.st_ino)))
     except FileNotFoundError:
         return {}
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}", hint="give another file with GPUMARKET_CLIENT_LOCK_FILE") from error
+
+
+@lru_cache(maxsize=16)
+def _parsed(path: Path, _stamp: tuple[int, ...]) -> dict[str, LockedModel]:
+    """The file as it is since it was last written: each order asks for a model, and parsing TOML takes longer than signing."""
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise ConfigError(f"{path} is not TOML: {error}", hint="restore it from version control") from error
     models = document.get("models", {})

@@ -48,6 +48,8 @@ class Models:
     def __init__(self, desk: Desk) -> None:
         self._desk = desk
         self._files: dict[Hash, ModelFiles] = {}
+        self._agreed: dict[str, LockedModel] = {}
+        """Entries that were found to be what their digest stands for."""
 
     async def load(self, name: str, task: Task | None = None) -> LoadedModel:
         """The model behind an alias. Raises UnknownModel, or ConfigError when it does another task or the lock file contradicts it."""
@@ -56,11 +58,12 @@ class Models:
             verb = {Task.EMBED: "embed()", Task.GENERATE: "chat() or complete()", Task.INFER: "infer()"}[entry.task]
             raise ConfigError(f"model {name} is for {entry.task.name.lower()}", hint=f"call {verb} with it")
         files = await self.files(entry.digest)
-        if LockedModel.of(name, files.manifest) != entry:
+        if self._agreed.get(name) != entry and LockedModel.of(name, files.manifest) != entry:
             raise ConfigError(
                 f"the lock file's entry for {name} is not what its digest stands for",
                 hint=f"gpumarket model add {name} {hex0x(entry.digest)}",
             )
+        self._agreed[name] = entry
         return LoadedModel(entry, files)
 
     async def files(self, digest: Hash) -> ModelFiles:

@@ -9,6 +9,7 @@ from sqlalchemy.engine import make_url
 
 from gpumarket.core.errors import ConfigError, JournalError
 from gpumarket.settlement import postgres
+from gpumarket.settlement.prepared import run_raw
 
 PRAGMAS: tuple[str, ...] = (
     "busy_timeout=5000",
@@ -46,7 +47,7 @@ def engine_of(url: str, *, read_only: bool) -> Engine:
 
     @event.listens_for(engine, "begin")
     def begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN" if read_only else "BEGIN IMMEDIATE")
+        run_raw(connection, "BEGIN" if read_only else "BEGIN IMMEDIATE")
 
     return engine
 

@@ -101,6 +101,9 @@ class Journal:
         self._writer: Engine | None = None
         self._reader: Engine | None = None
         self._connection: Connection | None = None
+        self._reading: Connection | None = None
+        """Kept for the reads of the thread that opened a SQLite journal: taking one from the pool costs more than most of them."""
+        self._read_by = 0
         self._queue: queue.SimpleQueue[_Submission | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._failure: str = ""
@@ -121,6 +124,7 @@ class Journal:
                 check_version(self._connection, self.metadata)
             if self._seal is not None:
                 self._seal.open()
+                self._reading, self._read_by = self._reader.connect(), threading.get_ident()
         except BaseException as error:
             if begun and self._seal is not None:
                 with suppress(OSError):  # where the disk takes nothing, SQLite leaves its log, too, and the seal stays right
@@ -161,6 +165,10 @@ class Journal:
         """Run `work` on a read-only connection in the calling thread; it sees what is committed."""
         if self._reader is None:
             raise JournalError("the journal is not open")
+        kept = self._reading
+        if kept is not None and threading.get_ident() == self._read_by and not kept.in_transaction():
+            with kept.begin():
+                return work(kept)
         with self._reader.connect() as connection, connection.begin():  # one view for all that is read
             return work(connection)
 
@@ -184,9 +192,10 @@ class Journal:
                 ) from error
 
     def _dispose(self) -> None:
-        if self._connection is not None:
-            self._connection.close()
-            self._connection = None
+        for connection in (self._connection, self._reading):
+            if connection is not None:
+                connection.close()
+        self._connection = self._reading = None
         for engine in (self._reader, self._writer):
             if engine is not None:
                 engine.dispose()

@@ -49,16 +49,21 @@ class Prepared:
         return None if row is None else self._row(row)
 
     def _execute(self, connection: Connection, values: dict[str, Any]) -> sqlite3.Cursor:
-        raw = connection.connection.dbapi_connection
-        assert isinstance(raw, sqlite3.Connection), "prepared statements are for SQLite's journals"
         given = [values[name] if convert is None else convert(values[name]) for name, convert in self._parameters]
-        try:
-            return raw.execute(self._text, given)
-        except sqlite3.Error as error:  # without its parameters: prompts are among them
-            raise DBAPIError.instance(self._text, None, error, sqlite3.Error, hide_parameters=True, dialect=_DIALECT) from error
+        return run_raw(connection, self._text, given)
 
     def _row(self, row: Sequence[Any]) -> dict[str, Any]:
         return {name: value if convert is None else convert(value) for (name, convert), value in zip(self._columns, row, strict=True)}
+
+
+def run_raw(connection: Connection, text: str, given: Sequence[Any] = ()) -> sqlite3.Cursor:
+    """Run a statement as it stands. Raises SQLAlchemyError, as SQLAlchemy would."""
+    raw = connection.connection.dbapi_connection
+    assert isinstance(raw, sqlite3.Connection), "this is for SQLite's journals"
+    try:
+        return raw.execute(text, given)
+    except sqlite3.Error as error:  # without its parameters: prompts are among them
+        raise DBAPIError.instance(text, None, error, sqlite3.Error, hide_parameters=True, dialect=_DIALECT) from error
 
 
 def _of(kind: TypeEngine[Any], which: str, *more: Any) -> Convert | None:
