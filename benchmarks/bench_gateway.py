@@ -37,7 +37,8 @@ from gpumarket.testnet.network import Network
 from gpumarket.testnet.plan import GATEWAY, TINY_LLAMA, ModelPlan, Plan, ProviderPlan
 
 CONNECTIONS = 16
-REQUESTS = 400
+REQUESTS = {"gateway": 400, "fastapi": 4_000, "litellm": 400}
+"""A round: long enough for a clock of CPU time that ticks every 10 ms."""
 ROUNDS = 5
 STREAMS = 60
 STREAM_TOKENS = 4
@@ -107,12 +108,12 @@ def gateway_target(network: Network, body: bytes) -> Target:
 
 
 async def _rounds(targets: dict[str, Target]) -> dict[str, list[Sample]]:
-    for target in targets.values():  # opens the channel, fills the caches
-        await peers.load(target, REQUESTS // 4, CONNECTIONS)
+    for name, target in targets.items():  # opens the channel, fills the caches
+        await peers.load(target, REQUESTS[name] // 4, CONNECTIONS)
     samples: dict[str, list[Sample]] = {name: [] for name in targets}
     for _ in range(ROUNDS):
         for name, target in targets.items():
-            samples[name].append(await peers.load(target, REQUESTS, CONNECTIONS))
+            samples[name].append(await peers.load(target, REQUESTS[name], CONNECTIONS))
     return samples
 
 
