@@ -25,8 +25,9 @@ sys.path.insert(0, str(HERE.parent / "tests"))
 import sdk_market  # noqa: E402
 import sdk_models  # noqa: E402
 
+from gpumarket.core.ports import SystemRandom  # noqa: E402
 from gpumarket.core.units import Address, Hash  # noqa: E402
-from gpumarket.gateway.app import serving  # noqa: E402
+from gpumarket.gateway.app import App, serving  # noqa: E402
 from gpumarket.gateway.daemon import opened  # noqa: E402
 from gpumarket.gateway.keys import KeyFile, Limits  # noqa: E402
 from gpumarket.gateway.settings import GatewaySettings  # noqa: E402
@@ -72,10 +73,10 @@ async def gateway(folder: Path, jobs_max: int) -> None:
     settings = ClientSettings(state=folder / "client", lock_file=folder / "models.lock", check_probability=0.0, busy_seconds=60.0)
     client = Client(settings, key=sdk_market.CLIENT, chain=chain)
     own = GatewaySettings(state=folder / "gateway", listen="127.0.0.1:0", jobs_max=jobs_max)
-    async with opened(own, client) as (_, app, _):
+    async with opened(own, client) as (room, door, _):
         await client.add_model("chat", sdk_models.CHAT.digest)
         _, secret = KeyFile(own.state).create("benchmark", Limits())
-        async with serving(app, own.listen) as url:
+        async with serving(App(room, door, SystemRandom()), own.listen) as url:
             print(json.dumps({"url": f"{url}/v1/chat/completions", "key": secret, "pid": os.getpid()}), flush=True)
             await asyncio.to_thread(sys.stdin.read)
 
