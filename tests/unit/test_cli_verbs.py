@@ -33,6 +33,8 @@ ARGUMENTS = {
     "model import": [NO_FILE, "--name", "x", "--task", "embed", "--licence", "MIT", "--max-input", "8"],
     "receipt save": ["0x12", NO_FILE],
     "receipt verify": [NO_FILE],
+    "gateway key create": ["somebody"],
+    "gateway key revoke": ["somebody"],
     "guard export": [NO_FILE],
     "guard import": [NO_FILE],
     "stake add": ["0x" + "12" * 20, "1"],
@@ -62,17 +64,23 @@ def verbs() -> list[str]:
 
 def _of(noun: str) -> Iterator[str]:
     command: Any = typer.main.get_command(main._tree([noun])).commands[noun]  # type: ignore[attr-defined]
-    below = getattr(command, "commands", {})
-    if not below or command.invoke_without_command:
-        yield noun
-    yield from (f"{noun} {name}" for name in below)
+    yield from _below(noun, command)
+
+
+def _below(words: str, command: Any) -> Iterator[str]:
+    commands = getattr(command, "commands", {})
+    if not commands or command.invoke_without_command:
+        yield words
+    for name, sub in commands.items():
+        yield from _below(f"{words} {name}", sub)
 
 
 @pytest.fixture
 def away(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A user without anything, whose settings file is wrong."""
     config = tmp_path / "gpumarket.toml"
-    config.write_text("[client]\nno_such_key = 1\n[provider]\nno_such_key = 1\n[scheduler]\nno_such_key = 1\n[chain]\nno_such_key = 1\n")
+    tables = ("client", "provider", "scheduler", "gateway", "chain")
+    config.write_text("".join(f"[{table}]\nno_such_key = 1\n" for table in tables))
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("GPUMARKET_CONFIG", str(config))
