@@ -13,8 +13,9 @@ import openai
 import sdk_models
 from sdk_market import CLIENT, FakeMarket, FakeProvider, fake_market
 
+from gpumarket.core.ports import SystemRandom
 from gpumarket.core.units import parse_money
-from gpumarket.gateway.app import serving
+from gpumarket.gateway.app import App, serving
 from gpumarket.gateway.call import Room
 from gpumarket.gateway.daemon import opened
 from gpumarket.gateway.keys import KeyFile, Limits
@@ -75,7 +76,7 @@ async def on_market(market: FakeMarket, folder: Path, client: dict[str, Any] | N
     buyer = Client(ClientSettings(**(CLIENT_SETTINGS | places | (client or {}))), key=CLIENT, chain=market.chain)
     own: dict[str, Any] = {"state": folder / "gateway", "listen": "127.0.0.1:0"}
     settings = GatewaySettings(**(own | changes))
-    async with opened(settings, buyer) as (room, app, _):
+    async with opened(settings, buyer) as (room, door, _):
         if not buyer.models():
             await buyer.add_model("mini", sdk_models.EMBED.digest)
             await buyer.add_model("chat", sdk_models.CHAT.digest)
@@ -83,7 +84,7 @@ async def on_market(market: FakeMarket, folder: Path, client: dict[str, Any] | N
         names = {key.name for key in keys.all()}
         _, secret = keys.create("owner" if "owner" not in names else f"owner-{len(names)}", Limits())
         try:
-            async with serving(app, settings.listen) as url:
+            async with serving(App(room, door, SystemRandom()), settings.listen) as url:
                 yield Gateway(market, room, keys, url, secret, settings.state)
         finally:
             keys.close()

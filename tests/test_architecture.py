@@ -90,6 +90,7 @@ PURE = (
     "sdk.requests",
     "sdk.session",
     "gateway.rates",
+    "gateway.inference_protocol.arrays",
     "sdk.stopping",
     "sdk.tensors",
     "telemetry.trace_context",

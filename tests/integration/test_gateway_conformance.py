@@ -27,7 +27,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(3 * SECONDS)]
 
 @pytest.fixture
 async def network(tmp_path: Path) -> AsyncIterator[Network]:
-    plan = Plan(honest(2, warm=True), client={"check_probability": 0.2}, gateway={"listen": "127.0.0.1:0"})
+    plan = Plan(honest(2, warm=True), client={"check_probability": 0.2}, gateway={"listen": "127.0.0.1:0", "grpc_listen": "127.0.0.1:0"})
     async with Network(tmp_path / "net", plan) as found:
         yield found
 

@@ -19,7 +19,7 @@ from schemathesis import GenerationMode
 from schemathesis.checks import CHECKS, load_all_checks
 from schemathesis.core.result import Ok
 
-from gpumarket.gateway.endpoints import OPENAI
+from gpumarket.gateway.endpoints import ENDPOINTS
 from gpumarket.gateway.openapi import document_of
 
 load_all_checks()
@@ -72,13 +72,13 @@ def known_model(case: Any) -> Any:
 
 def fuzz(served: Served, cases: int) -> Counter[int]:
     """So many cases over all endpoints, valid and broken ones; the statuses that came."""
-    document = document_of(OPENAI)
+    document = document_of(ENDPOINTS)
     del document["security"]  # every case has the key that is given
     schema = schemathesis.openapi.from_dict(document)
     schema.config.update(base_url=served.url)
     operations: list[Any] = [found.ok() for found in schema.get_all_operations() if isinstance(found, Ok)]
-    assert len(operations) == len(OPENAI)
-    each = -(-cases // sum(endpoint.table is not None for endpoint in OPENAI))  # a GET has little that may vary
+    assert len(operations) == len(ENDPOINTS)
+    each = -(-cases // sum(endpoint.table is not None for endpoint in ENDPOINTS))  # a GET has little that may vary
     statuses: Counter[int] = Counter()
     checks = [CHECKS.get_one(name) for name in WANTED]
     for operation in operations:

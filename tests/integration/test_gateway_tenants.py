@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import openai
 import pytest
 from gateway_market import Gateway, gateway, on_market, until
@@ -40,6 +41,11 @@ async def status(work: Any) -> tuple[int, str]:
         await work
     assert isinstance(caught.value.body, dict)
     return caught.value.status_code, str(caught.value.body["code"])
+
+
+async def fetched(url: str) -> str:
+    async with aiohttp.ClientSession() as http, http.get(url) as answer:
+        return await answer.text()
 
 
 # --- idempotency ---------------------------------------------------------------------------------------------------------------
@@ -200,7 +206,7 @@ async def test_gateway_drains_on_stop_and_cuts_off_what_stays(tmp_path: Path) ->
             key=g.room.counter.client._key,
             chain=market.chain,
         )
-        settings = GatewaySettings(state=tmp_path / "gateway", listen="127.0.0.1:0", drain_seconds=0.5)
+        settings = GatewaySettings(state=tmp_path / "gateway", listen="127.0.0.1:0", grpc_listen="", drain_seconds=0.5)
         stop = asyncio.Event()
         serving = asyncio.create_task(serve(settings, client, stop))
         ready = tmp_path / "gateway" / "ready.json"
@@ -209,6 +215,9 @@ async def test_gateway_drains_on_stop_and_cuts_off_what_stays(tmp_path: Path) ->
         caller = openai.AsyncOpenAI(base_url=url, api_key=key, max_retries=0)
         running = asyncio.create_task(caller.chat.completions.create(model="chat", messages=TALK, max_tokens=50))
         await until(lambda: provider.acks)
+        observe = json.loads(ready.read_text())["observe"]
+        assert "gpumarket_gateway_jobs 1.0" in await fetched(f"{observe}/metrics")
+        assert json.loads(await fetched(f"{observe}/readyz")) == {"ready": True, "reasons": []}
         stop.set()
         await until(lambda: not ready.exists())
         assert await status(caller.chat.completions.create(model="chat", messages=TALK)) == (503, "draining")

@@ -36,8 +36,9 @@ def test_openai_page_has_one_block_of_each_language() -> None:
     assert sorted(languages) == ["bash", "js", "python", "toml"]
 
 
-def test_openai_page_links_lead_somewhere() -> None:
-    targets = re.findall(r"\]\(([^)#]+)", PAGE)
+@pytest.mark.parametrize("name", ["openai.md", "tensors.md"])
+def test_pages_on_the_gateway_have_links_that_lead_somewhere(name: str) -> None:
+    targets = re.findall(r"\]\(([^)#]+)", (ROOT / "docs" / name).read_text("utf-8"))
     assert targets and [t for t in targets if not (ROOT / "docs" / t).exists()] == []
 
 

@@ -11,7 +11,7 @@ from openai.types import completion_create_params, embedding_create_params
 from openai.types.chat import completion_create_params as chat_create_params
 from openai.types.responses import response_create_params
 
-from gpumarket.gateway.endpoints import OPENAI
+from gpumarket.gateway.endpoints import ENDPOINTS
 from gpumarket.gateway.openai.fields import rules
 from gpumarket.gateway.openai.reading import Reader
 from gpumarket.gateway.openai.tables import ChatRequest, CompletionRequest, EmbeddingRequest, ResponseRequest
@@ -154,9 +154,9 @@ def test_body_that_is_no_request_is_refused(body: bytes) -> None:
 
 
 def test_openapi_document_has_every_endpoint_and_refers_only_to_what_it_has() -> None:
-    document = document_of(OPENAI)
+    document = document_of(ENDPOINTS)
     assert {(path, method.upper()) for path, methods in document["paths"].items() for method in methods} == {
-        (endpoint.path, endpoint.method) for endpoint in OPENAI
+        (endpoint.path, endpoint.method) for endpoint in ENDPOINTS
     }
     text = msgspec.json.encode(document).decode()
     wanted = {part.split('"')[0] for part in text.split('"#/components/schemas/')[1:]}

@@ -72,7 +72,7 @@ def test_codes_are_all_that_the_gateway_says() -> None:
     text = "".join(file.read_text("utf-8") for file in room.rglob("*.py") if file.name != "problems.py")
     said = set(re.findall(r'(?:Problem\(\d+, |code=)"(\w+)"', text))
     assert len(said) > 10
-    assert said <= OWN_CODES <= set(codes())
+    assert said | OWN_CODES <= set(codes())
     assert len(codes()) <= 64
 
 

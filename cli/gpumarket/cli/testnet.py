@@ -149,7 +149,9 @@ async def _foreground(folder: Path, providers: int, cheats: list[str], gateway: 
     stop = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
-    network = Network(folder, plan.Plan(sellers, gateway={"listen": "127.0.0.1:0"} if gateway else None), current().progress)
+    network = Network(
+        folder, plan.Plan(sellers, gateway={"listen": "127.0.0.1:0", "grpc_listen": "127.0.0.1:0"} if gateway else None), current().progress
+    )
     started = asyncio.create_task(network.__aenter__())
     stopping = asyncio.create_task(stop.wait())
     try:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 
@@ -18,11 +17,11 @@ from aiohttp import web
 from gpumarket.core.errors import ConfigError, GpumarketError, PortInUse
 from gpumarket.core.ports import Random
 from gpumarket.gateway.call import JSON, Call, Room
-from gpumarket.gateway.endpoints import OPENAI, Endpoint
-from gpumarket.gateway.keys import Key, KeyFile
+from gpumarket.gateway.door import Door
+from gpumarket.gateway.endpoints import ENDPOINTS, Endpoint
+from gpumarket.gateway.inference_protocol.rest import SERVER
 from gpumarket.gateway.openapi import document_of
 from gpumarket.gateway.problems import OURS, Problem, problem_of
-from gpumarket.gateway.rates import Rates
 
 LINE_BYTES_MAX = 8_190
 """Of the request line, and of one header."""
@@ -37,10 +36,9 @@ _silent.propagate = False  # what a stranger sent that is no HTTP may hold a key
 class App:
     """The gateway's API on one port."""
 
-    def __init__(self, room: Room, keys: KeyFile, random: Random) -> None:
-        self._room, self._keys, self._random = room, keys, random
-        self._rates = Rates()
-        self._document = _encode(document_of(OPENAI))
+    def __init__(self, room: Room, door: Door, random: Random) -> None:
+        self._room, self._door, self._random = room, door, random
+        self._document = _encode(document_of(ENDPOINTS))
         self._runner: web.AppRunner | None = None
 
     async def open(self, listen: str) -> str:
@@ -77,21 +75,12 @@ class App:
         """Routes and all."""
         app = web.Application(client_max_size=self._room.settings.body_bytes_max, middlewares=[self._shaped])
         app.router.add_get("/openapi.json", self._openapi, allow_head=False)
-        for endpoint in OPENAI:
+        app.router.add_get("/v2", self._server, allow_head=False)
+        app.router.add_get("/v2/health/live", self._live, allow_head=False)
+        app.router.add_get("/v2/health/ready", self._ready, allow_head=False)
+        for endpoint in ENDPOINTS:
             app.router.add_route(endpoint.method, endpoint.route, self._guarded(endpoint))
         return app
-
-    def known(self, request: web.Request) -> Key:
-        """Who asks. Raises Problem: 401, or 429 for who asks too often."""
-        scheme, _, secret = request.headers.get("authorization", "").partition(" ")
-        key = self._keys.find(secret.strip()) if scheme.lower() == "bearer" else None
-        if key is None:
-            raise Problem(401, "invalid_api_key", "this takes an API key of this gateway: Authorization: Bearer gm-...")
-        wait = self._rates.wait_seconds(key.id, key.limits.per_minute, time.monotonic())
-        if wait:
-            told = f"this key may ask {key.limits.per_minute} times a minute"
-            raise Problem(429, "rate_limit_exceeded", told, again_seconds=wait)
-        return key
 
     def _guarded(self, endpoint: Endpoint) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
         async def handle(request: web.Request) -> web.StreamResponse:
@@ -99,7 +88,7 @@ class App:
             self._room.tally.requests[endpoint.name] += 1
             call: Call | None = None
             try:
-                call = Call(self._room, request, self.known(request), call_id)
+                call = Call(self._room, request, self._door.known(request.headers.get("authorization", "")), call_id)
                 response = await endpoint.handler(call)
             except asyncio.CancelledError:
                 self._room.tally.answers["left"] += 1
@@ -122,7 +111,8 @@ class App:
         if call is not None and call.stream is not None:
             return await call.stream.fail(problem)
         headers = {**problem.headers, "x-request-id": call_id}
-        return web.Response(status=problem.status, body=_encode(problem.document), content_type=JSON, headers=headers)
+        document = problem.plain if endpoint.plain else problem.document
+        return web.Response(status=problem.status, body=_encode(document), content_type=JSON, headers=headers)
 
     def _problem(self, error: Exception, call_id: str) -> Problem:
         if isinstance(error, Problem):
@@ -147,7 +137,22 @@ class App:
             code = {404: "not_found", 405: "method_not_allowed"}.get(error.status, "expectation_failed")
             problem = Problem(error.status, code, told.get(error.status, "this expectation is not met"))
             headers = {"x-request-id": self._new_id()} | ({"allow": error.headers["allow"]} if "allow" in error.headers else {})
-            return web.Response(status=error.status, body=_encode(problem.document), content_type=JSON, headers=headers)
+            document = problem.plain if request.path.startswith("/v2") else problem.document
+            return web.Response(status=error.status, body=_encode(document), content_type=JSON, headers=headers)
+
+    async def _server(self, request: web.Request) -> web.Response:
+        return self._open(SERVER)
+
+    async def _live(self, request: web.Request) -> web.Response:
+        return self._open({"live": True})
+
+    async def _ready(self, request: web.Request) -> web.Response:
+        """Without a key: whether requests are taken; whether the market has what they want is told at `observe_listen`."""
+        draining = self._room.counter.draining
+        return self._open({"ready": not draining}, 503 if draining else 200)
+
+    def _open(self, document: object, status: int = 200) -> web.Response:
+        return web.Response(status=status, body=_encode(document), content_type=JSON, headers={"x-request-id": self._new_id()})
 
     async def _openapi(self, request: web.Request) -> web.Response:
         return web.Response(body=self._document, content_type=JSON, headers={"x-request-id": self._new_id()})

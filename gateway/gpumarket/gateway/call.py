@@ -93,17 +93,9 @@ class Call:
 
     def answer(self, document: Any, results: Sequence[JobOutcome] = ()) -> web.Response:
         """A whole answer. `results` are the jobs it came from: told in the headers."""
-        self.note(results)
+        self.room.tally.bought(results)
         self.room.tally.observe_whole(time.perf_counter() - self.started)
         return web.Response(body=_encode(document), content_type=JSON, headers={**self.headers, **market_headers(results)})
-
-    def note(self, results: Sequence[JobOutcome]) -> None:
-        """Count what was bought."""
-        tally = self.room.tally
-        for result in results:
-            tally.jobs[result.model] += 1
-            tally.prompt_tokens += result.usage.prompt_tokens
-            tally.output_tokens += result.usage.output_tokens
 
     @property
     def headers(self) -> dict[str, str]:

@@ -23,6 +23,8 @@ from gpumarket.gateway.app import App, serving
 from gpumarket.gateway.call import Room
 from gpumarket.gateway.catalog import Catalog
 from gpumarket.gateway.counter import Counter
+from gpumarket.gateway.door import Door
+from gpumarket.gateway.inference_protocol.service import InferenceService, serving_grpc
 from gpumarket.gateway.keys import KeyFile
 from gpumarket.gateway.ledger import Ledger
 from gpumarket.gateway.metrics import GatewayMetrics
@@ -48,12 +50,14 @@ async def serve(settings: GatewaySettings, client: Client, stop: asyncio.Event) 
     """Serve with a client that is not open yet until `stop`, then drain. Raises ConfigError, WalletError, NetworkError ... at start."""
     with StateFolder(settings.state):
         (settings.state / READY).unlink(missing_ok=True)
-        async with opened(settings, client) as (room, app, journal), AsyncExitStack() as stack:
+        async with opened(settings, client) as (room, door, journal), AsyncExitStack() as stack:
             watching = observed(settings.observe_listen, lambda: (GatewayMetrics(room), readiness_of(room, journal)), FRESH_SECONDS)
             seen = await stack.enter_async_context(watching)
-            url = await stack.enter_async_context(serving(app, settings.listen))
+            url = await stack.enter_async_context(serving(App(room, door, SystemRandom()), settings.listen))
+            service = InferenceService(room, door)
+            grpc = await stack.enter_async_context(serving_grpc(service, settings.grpc_listen, settings.body_bytes_max))
             settle_memory()
-            write_json(settings.state / READY, _ready(client, url) | seen)
+            write_json(settings.state / READY, _ready(client, url, grpc) | seen)
             _log.info("ready", endpoint=url, address=hex0x(client.address))
             await stop.wait()
             _log.info("draining")
@@ -63,7 +67,7 @@ async def serve(settings: GatewaySettings, client: Client, stop: asyncio.Event) 
 
 
 @asynccontextmanager
-async def opened(settings: GatewaySettings, client: Client) -> AsyncIterator[tuple[Room, App, Journal]]:
+async def opened(settings: GatewaySettings, client: Client) -> AsyncIterator[tuple[Room, Door, Journal]]:
     """The gateway's parts around a client, which is opened here; jobs that an earlier process left are seen to their end meanwhile."""
     clock, random = SystemClock(), SystemRandom()
     async with AsyncExitStack() as stack:
@@ -77,7 +81,7 @@ async def opened(settings: GatewaySettings, client: Client) -> AsyncIterator[tup
         stack.push_async_callback(counter.close)
         answers = Answers(journal, clock, random, settings.idempotency_hours * HOUR_SECONDS)
         room = Room(settings, counter, answers, Catalog(market.settings.lock_file), Tally())
-        yield room, App(room, keys, random), journal
+        yield room, Door(keys, clock), journal
 
 
 async def drained(room: Room, seconds: float) -> None:
@@ -89,12 +93,13 @@ async def drained(room: Room, seconds: float) -> None:
         _log.warning("drain_cut_short", jobs=room.counter.running)
 
 
-def _ready(client: Client, url: str) -> dict[str, Any]:
+def _ready(client: Client, url: str, grpc: str) -> dict[str, Any]:
     return {
         "pid": os.getpid(),
         "role": "gateway",
         "address": hex0x(client.address),
         "endpoint": url,
         "api": f"{url}/v1",
+        "grpc": grpc,
         "chain_id": client.desk.domain.chain_id,
     }

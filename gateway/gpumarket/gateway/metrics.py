@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from importlib.metadata import version
 
 from gpumarket.gateway.call import Room
-from gpumarket.gateway.endpoints import OPENAI
+from gpumarket.gateway.endpoints import ENDPOINTS
+from gpumarket.gateway.inference_protocol import service
 from gpumarket.gateway.problems import codes
 from gpumarket.telemetry.metrics import Exposition, Metric, Reading, counter, gauge, histogram, tokens
 
@@ -17,7 +18,7 @@ SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 3
 
 def metrics_of(models: Sequence[str]) -> tuple[Metric, ...]:
     """Every metric of a gateway that offers these models."""
-    names = tuple(endpoint.name for endpoint in OPENAI)
+    names = (*(endpoint.name for endpoint in ENDPOINTS), service.ENDPOINT)
     return (
         gauge("build_info", "1, for the version that runs.", "version", (version("gpumarket"),)),
         counter("gateway_requests_total", "Requests, by endpoint.", "endpoint", names),

@@ -23,6 +23,7 @@ _BODY = {
     502: "a provider failed or cheated; nothing but what was delivered is paid",
     503: "the market, or the gateway, cannot take the job now",
 }
+_PLAIN_ERROR = {"type": "object", "required": ["error"], "properties": {"error": {"type": "string"}}}
 _ERROR = {
     "type": "object",
     "required": ["error"],
@@ -63,6 +64,17 @@ def _object(kind: str, **more: Any) -> dict[str, Any]:
 
 _STRING, _INTEGER = {"type": "string"}, {"type": "integer"}
 _LIST = {"type": "array", "items": {"type": "object"}}
+_INFERRED = {
+    "type": "object",
+    "required": ["model_name", "model_version", "outputs"],
+    "properties": {"model_name": _STRING, "model_version": _STRING, "id": _STRING, "outputs": _LIST},
+}
+_READY = {"type": "object", "required": ["name", "ready"], "properties": {"name": _STRING, "ready": {"type": "boolean"}}}
+_METADATA = {
+    "type": "object",
+    "required": ["name", "versions", "platform", "inputs", "outputs"],
+    "properties": {"name": _STRING, "versions": {"type": "array"}, "platform": _STRING, "inputs": _LIST, "outputs": _LIST},
+}
 _EVENT = {
     "type": "object",
     "description": "Each event of the stream; `data` is a JSON document, or [DONE] at the end of chat and completions.",
@@ -75,6 +87,12 @@ _ANSWERS: dict[str, dict[str, Any]] = {
     "chat": _object("chat.completion", id=_STRING, created=_INTEGER, model=_STRING, choices=_LIST, usage=_USAGE),
     "completions": _object("text_completion", id=_STRING, created=_INTEGER, model=_STRING, choices=_LIST, usage=_USAGE),
     "embeddings": _object("list", data=_LIST, model=_STRING, usage=_USAGE),
+    "infer": _INFERRED,
+    "infer_version": _INFERRED,
+    "ready": _READY,
+    "ready_version": _READY,
+    "metadata": _METADATA,
+    "metadata_version": _METADATA,
     "responses": _object("response", id=_STRING, created_at=_INTEGER, model=_STRING, output=_LIST, status=_STRING),
 }
 
@@ -96,7 +114,7 @@ def document_of(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
         },
         "paths": paths,
         "components": {
-            "schemas": {**schemas, "Error": _ERROR},
+            "schemas": {**schemas, "Error": _ERROR, "PlainError": _PLAIN_ERROR},
             "securitySchemes": {"key": {"type": "http", "scheme": "bearer", "description": "gpumarket gateway key create"}},
         },
         "security": [{"key": []}],
@@ -105,13 +123,16 @@ def document_of(endpoints: Sequence[Endpoint]) -> dict[str, Any]:
 
 def _operation(endpoint: Endpoint) -> dict[str, Any]:
     found: dict[str, Any] = {"operationId": endpoint.name, "summary": endpoint.summary, "responses": _responses(endpoint)}
-    if "{model}" in endpoint.path:
-        found["parameters"] = [{"name": "model", "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}]
+    found["parameters"] = [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string", "minLength": 1}}
+        for name in ("model", "version")
+        if f"{{{name}}}" in endpoint.path
+    ]
     if endpoint.table is not None:
         ref = REF.format(name=endpoint.table.__name__)
         found["requestBody"] = {"required": True, "content": {"application/json": {"schema": {"$ref": ref}}}}
         key = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"}
-        found["parameters"] = [{"name": "Idempotency-Key", "in": "header", "required": False, "schema": key}]
+        found["parameters"] += [{"name": "Idempotency-Key", "in": "header", "required": False, "schema": key}]
     return found
 
 
@@ -120,7 +141,9 @@ def _responses(endpoint: Endpoint) -> dict[str, Any]:
     if endpoint.streams:
         content["text/event-stream"] = {"schema": _EVENT}
     problems = {**_ALWAYS, **(_BODY if endpoint.table is not None else {}), **({404: _BODY[404]} if "{model}" in endpoint.path else {})}
-    error = {"application/json": {"schema": {"$ref": REF.format(name="Error")}}}
+    if endpoint.plain:
+        problems |= {status: _BODY[status] for status in (400, 502, 503)}  # the market is asked for the model's signature
+    error = {"application/json": {"schema": {"$ref": REF.format(name="PlainError" if endpoint.plain else "Error")}}}
     return {
         "200": {"description": "done", "content": content, "headers": {"x-request-id": {"schema": {"type": "string"}}}},
         **{str(status): {"description": text, "content": error} for status, text in sorted(problems.items())},

@@ -50,6 +50,11 @@ class Problem(Exception):
         return {"error": {"message": self.message, "type": self.kind, "param": self.param, "code": self.code}}
 
     @property
+    def plain(self) -> dict[str, Any]:
+        """The Open Inference Protocol's error object."""
+        return {"error": self.message}
+
+    @property
     def headers(self) -> dict[str, str]:
         found: dict[str, str] = {}
         if self.again_seconds is not None:

@@ -20,6 +20,8 @@ class GatewaySettings(Settings):
     """API keys' hashes, what each has spent, ready.json. One process at a time."""
     listen: str = "127.0.0.1:8080"
     """host:port of the API. Plain HTTP: loopback, or behind whatever ends TLS for you."""
+    grpc_listen: str = "127.0.0.1:8081"
+    """host:port of the Open Inference Protocol over gRPC, without TLS like `listen`. Empty: none; over REST it is at `listen`."""
     observe_listen: str = "127.0.0.1:0"
     """host:port of /metrics, /healthz and /readyz; `ready.json` names the one that a port 0 became. Empty: none of it."""
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+
+from gpumarket.sdk.results import JobOutcome
 
 
 def _unobserved(_seconds: float) -> None: ...
@@ -27,3 +29,10 @@ class Tally:
     observe_first: Callable[[float], None] = _unobserved
     """Takes the seconds from a request to its first piece."""
     observe_whole: Callable[[float], None] = _unobserved
+
+    def bought(self, results: Sequence[JobOutcome]) -> None:
+        """Count the jobs of one answer."""
+        for result in results:
+            self.jobs[result.model] += 1
+            self.prompt_tokens += result.usage.prompt_tokens
+            self.output_tokens += result.usage.output_tokens

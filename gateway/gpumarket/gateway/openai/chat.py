@@ -108,7 +108,7 @@ async def _stream(call: Call, asked: ChatRequest, ticket: Ticket, jobs: Sequence
             elif piece.text or piece.logprobs:
                 await events.send({**head, "choices": [_delta(index, {"content": piece.text}, piece)]})
     results = [job.result for job in jobs]
-    call.note(results)
+    call.room.tally.bought(results)
     if wants_usage:
         await events.send({**head, "choices": [], "usage": usage_of(results)})
     await events.send_raw(DONE)

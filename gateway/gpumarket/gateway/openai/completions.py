@@ -85,7 +85,7 @@ async def _stream(call: Call, asked: CompletionRequest, ticket: Ticket, jobs: Se
                 await events.send({**head, "choices": [_choice(index, piece.text, piece.logprobs, None, lengths[index])]})
                 lengths[index] += len(piece.text)
     results = [job.result for job in jobs]
-    call.note(results)
+    call.room.tally.bought(results)
     if wants_usage:
         await events.send({**head, "choices": [], "usage": usage_of(results)})
     await events.send_raw(DONE)

@@ -153,7 +153,7 @@ async def _stream(call: Call, words: _Words, job: TextJob) -> web.StreamResponse
             await _delta(events, words, piece, text, logprobs)
     if job.void:
         raise Problem(502, REJECTED, VOID)
-    call.note([job.result])
+    call.room.tally.bought([job.result])
     await _finish(events, words, job.result, "".join(text), logprobs)
     return await events.end()
 
