@@ -167,6 +167,7 @@ class FakeProvider(pgrpc.ProviderServicer):
     cancelled: bool = False
     cancelled_at: float = 0.0
     """By the loop's clock, when it was told to stop."""
+    outcome_when_left: Outcome = Outcome.CANCELLED
     last_word: bool = True
     """Whether a job that its client left gets a receipt."""
     sent_units: int = 0
@@ -355,7 +356,7 @@ class _Attempt:
             prefix_hash=self.lease.prefix_hash,
             prompt_units=self.spec.prompt_units,
             output_units=units,
-            outcome=Outcome.CANCELLED if self.left else self.provider.outcome,
+            outcome=self.provider.outcome_when_left if self.left else self.provider.outcome,
             finished_at=SystemClock().now(),
         )
         signed = signed_receipt(self.provider.key, DOMAIN, self.provider.change_receipt(receipt))
@@ -554,6 +555,8 @@ class FakeScheduler(mgrpc.MarketServicer):
         _, request = self.guard.open("Market/Retry", call, mpb.RetryRequest)
         self.retries.append(request)
         job = self.jobs[request.job]
+        if request.reason == "client-left":
+            return mpb.MatchReply(granted=self._granted(self.jobs.pop(request.job)))
         if len(job.leases) == request.attempt:
             lease = from_proto(Lease, job.leases[-1].lease)
             if request.HasField("last_ack"):

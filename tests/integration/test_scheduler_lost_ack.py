@@ -92,3 +92,33 @@ async def test_lost_ack_shown_with_the_retry_is_paid_whether_the_claim_is_held_o
     assert told.voucher.signature
     account = await floor.client.account()
     assert (money_from_bytes(account.used), money_from_bytes(account.held), money_from_bytes(account.open)) == (6 * UNIT * 101 // 100, 0, 0)
+
+
+@pytest.mark.parametrize("claimed", [False, True])
+async def test_client_that_left_ends_its_job_and_has_the_rest_of_its_maximum_back(floor: Floor, claimed: bool) -> None:
+    """Whichever comes first, its word or its provider's bill: what was acked is owed, and nobody gets the job after that."""
+    job = floor.client.job()
+    await floor.client.match(job, pay=TOKEN)
+    assert job.lease is not None
+    provider = floor.providers[job.lease.provider]
+    deliver(provider.key, job, ROWS[:2], units=5, outcome=Outcome.CANCELLED)
+    ack = floor.client.ack(job, 3, items=1)
+    bill = claim_call(provider.key, floor.clock, job, ack)
+    if claimed:
+        await floor.client.stub.Claim(bill)
+    answer = await floor.client.retry(job, 1, "client-left", ack)
+    assert (answer.granted.lease.lease.attempt, answer.granted.lease.lease.provider) == (1, provider.address)
+    if not claimed:
+        await floor.client.stub.Claim(bill)
+    account = await floor.client.account()
+    assert (money_from_bytes(account.held), money_from_bytes(account.open)) == (3 * UNIT * 101 // 100, 0)
+    again = await floor.client.retry(job, 1, "client-left", ack)
+    assert again.granted.lease == answer.granted.lease, "said again, it changes nothing"
+    refused = await floor.client.retry(job, 1, "lost", ack)
+    assert "ended (cancelled)" in refused.problem.message
+    floor.clock.pass_seconds(61)
+    await floor.market.billing.tick()
+    told = await provider.told(lambda down: down.HasField("voucher") and money_from_bytes(down.voucher.voucher.cumulative) == 3 * UNIT)
+    assert told.voucher.signature
+    account = await floor.client.account()
+    assert (money_from_bytes(account.used), money_from_bytes(account.held)) == (3 * UNIT * 101 // 100, 0)

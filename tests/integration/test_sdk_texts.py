@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -22,6 +23,8 @@ from gpumarket.core.units import Address, Hash
 from gpumarket.sdk import Client, ClientSettings
 from gpumarket.sdk.results import ChatResult, LogprobsLost, Piece
 from gpumarket.sdk.streaming import ChatStream
+from gpumarket.sdk.sync import Client as SyncClient
+from gpumarket.settlement.receipts import from_json, verify
 from gpumarket.v1 import provider_pb2 as ppb
 from gpumarket.v1 import terms_pb2 as pb
 
@@ -248,8 +251,9 @@ async def left(client: Client, stream: ChatStream, provider: FakeProvider) -> No
     assert end.usage.output_tokens == end.units
     assert provider.acks[-1].units == end.units, "what is billed is what was acked"
     assert provider.sent_units - end.units <= WINDOW
+    await client.desk.settle()
     account = await client.account()
-    assert (account.billed, account.open) == (end.cost, account.open)
+    assert (account.billed, account.open) == (end.cost, 0), "the scheduler knows that nothing more comes of it"
     assert client.desk.account.known(client.desk.journal.read(lambda c: job_channel(c, job.job))).open == 0  # type: ignore[union-attr]
     with pytest.raises(JobFailed):
         _ = stream.result
@@ -376,6 +380,26 @@ async def test_receipt_of_a_job_that_was_left_must_hold_or_is_none(tmp_path: Pat
         assert stream.receipt is None
 
 
+@pytest.mark.parametrize("outcome", [Outcome.CANCELLED, Outcome.COMPLETED])
+async def test_receipt_file_of_a_job_that_was_left_verifies_and_its_bill_is_known(tmp_path: Path, outcome: Outcome) -> None:
+    """Where the provider had the whole answer out it bills the prompt, and the client knows that it does."""
+    provider = FakeProvider("a", frame_items=1, outcome_when_left=outcome)
+    async with market_of(tmp_path, provider) as (market, client):
+        async with client.chat("chat", "hello", stream=True, max_tokens=LONG) as stream:
+            await anext(aiter(stream))
+        end = stream.end
+        assert end is not None
+        prompt = end.usage.prompt_tokens * 2 * 10**10 if outcome is Outcome.COMPLETED else 0
+        assert end.cost == (end.units * 10**11 + prompt) * 101 // 100
+        assert (await client.account()).billed == end.cost
+        await client.desk.settle()
+        assert [r.reason for r in market.scheduler.retries] == ([] if prompt else ["client-left"])
+        client.save_receipt(end.job, tmp_path / "receipt.json", content=True)
+        report = verify(from_json((tmp_path / "receipt.json").read_bytes()))
+        assert report.holds, [f for f in report.findings if not f.holds]
+        assert report.amount == end.units * 10**11 * 101 // 100, "a file states what is owed by the acks in it"
+
+
 async def test_slow_reader_holds_a_window_and_the_provider_waits(tmp_path: Path) -> None:
     """What is not read is not acked: half a window unacked is acked when it is read, then at most a window comes behind it."""
     provider = FakeProvider("a", frame_items=1)
@@ -499,3 +523,32 @@ async def test_job_key_is_the_hash_of_client_scheduler_and_the_callers_id(tmp_pa
     async with market_of(tmp_path, FakeProvider("a")) as (market, client):
         result = await client.chat("chat", "hello", max_tokens=3, job_id=ID)
         assert result.job == keccak256(CLIENT.address + Address(market.scheduler.key.address) + ID)
+
+
+def test_sync_client_has_pieces_and_the_end_too(tmp_path: Path) -> None:
+    ready, done, found = threading.Event(), threading.Event(), list[FakeMarket]()
+
+    async def serve() -> None:
+        async with fake_market(tmp_path, FakeProvider("a")) as market:
+            found.append(market)
+            ready.set()
+            await asyncio.to_thread(done.wait)
+
+    thread = threading.Thread(target=lambda: asyncio.run(serve()))
+    thread.start()
+    try:
+        assert ready.wait(PATIENCE_SECONDS)
+        with SyncClient(settings(tmp_path), key=CLIENT, chain=found[0].chain) as client:
+            client.add_model("chat", sdk_models.CHAT.digest)
+            stream = client.chat("chat", "hello", stream=True, max_tokens=20, logprobs=1)
+            pieces = list(stream.pieces())
+            assert tuple(t for piece in pieces for t in piece.tokens) == stream.result.tokens
+            assert (stream.end.outcome, stream.end.cost) == ("completed", stream.result.cost)
+            broken = client.chat("chat", "hello", stream=True, max_tokens=LONG)
+            for _ in broken:
+                break
+            broken.close()
+            assert broken.end.outcome == "cancelled"
+    finally:
+        done.set()
+        thread.join()

@@ -176,6 +176,9 @@ def test_request_over_its_bounds_is_refused() -> None:
     rows = OUTPUT_BYTES_MAX // 4096 + 1
     with pytest.raises(ProtocolError, match="answer would be over"):
         TensorRequest((tensor("x", np.zeros(rows, np.uint8)),), (y,), rows)
+    whole = TensorSpec("y", "FP32", (OUTPUT_BYTES_MAX // 4,))
+    with pytest.raises(ProtocolError, match="answer would be over"):
+        TensorRequest((tensor("x", np.zeros(1, np.uint8)),), (whole,), 0)
     with pytest.raises(ProtocolError, match="rows"):
         TensorRequest((tensor("x", np.zeros(ROWS_MAX + 1, np.uint8)),), (TensorSpec("y", "UINT8", (-1,)),), ROWS_MAX + 1)
 

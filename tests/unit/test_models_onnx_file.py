@@ -178,6 +178,27 @@ def test_bent_bytes_are_refused_or_mean_the_same_to_onnx(data: st.DataObject) ->
         assert len(tensor.raw_data) in (0, int(np.prod(tensor.dims)) * 4) or tensor.data_type != T.FLOAT
 
 
+numbers = st.one_of(
+    st.lists(st.integers(-(2**63), 2**63 - 1), max_size=9).map(lambda values: np.array(values, np.int64)),
+    st.lists(st.floats(width=32), max_size=9).map(lambda values: np.array(values, np.float32)),
+)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.sampled_from(["Expand", "Tile", "Pad", "Resize", "Upsample", "Range", "OneHot", "ConstantOfShape", "Col2Im", "DFT"]), st.data())
+def test_shapes_of_any_numbers_are_refused_or_read_and_never_break_the_reader(operator: str, data: st.DataObject) -> None:
+    """And what passes is not larger than what is served, as far as the file says."""
+    arrays = [data.draw(numbers) for _ in range(3)]
+    weights = [onnx_corpus.weight(name, array) for name, array in zip("abc", arrays, strict=True)]
+    inputs = data.draw(st.permutations(["x", "a", "b", "c"]))[: data.draw(st.integers(1, 4))]
+    try:
+        read_onnx(onnx_corpus.one(operator, inputs, weights=weights))
+    except RefusedModel:
+        return
+    if operator == "ConstantOfShape" and inputs[0] != "x" and arrays["abc".index(inputs[0])].dtype == np.int64:
+        assert np.prod(np.maximum(arrays["abc".index(inputs[0])], 1).astype(object)) <= onnx_file.ELEMENTS_MAX
+
+
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=400))
 def test_any_bytes_are_refused_or_read_and_never_break_the_reader(raw: bytes) -> None:

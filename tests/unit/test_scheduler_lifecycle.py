@@ -111,6 +111,46 @@ def test_client_restart_blames_nobody() -> None:
     assert Judge(PROVIDER, Deed.BLAMELESS) in moves
 
 
+def test_leaving_before_the_claim_ends_the_job_and_keeps_only_what_that_claim_may_still_show() -> None:
+    books = Books()
+    job = books.take(leased())
+    job = books.take(life.leave(job, 1, ack_of(job, 30), b"", NOW, CHECK))
+    assert (job.state, job.newest.state, job.newest.units) == (JobState.CANCELLED, AttemptState.HELD, 30)
+    assert books.open > 0, "its provider may show a higher ack"
+    job = books.take(claim(job, ack_of(job, 30), units=40, outcome=Outcome.CANCELLED))
+    assert (books.open, books.held) == (0, 303)
+    job = books.take(life.due(job, NOW + CHECK, GRACE))
+    assert (job.state, books.paid, life.finished(job)) == (JobState.CANCELLED, 300, True)
+
+
+def test_leaving_after_the_claim_frees_the_rest_at_once_and_blames_nobody() -> None:
+    books = Books()
+    job = books.take(leased())
+    job = books.take(claim(job, ack_of(job, 30), units=40, outcome=Outcome.CANCELLED))
+    job, moves = life.leave(job, 1, ack_of(job, 30), b"", NOW, CHECK)
+    job = books.take((job, moves))
+    assert (job.state, books.open, books.held) == (JobState.CANCELLED, 0, 303)
+    assert not [move for move in moves if isinstance(move, Judge)]
+    assert life.leave(job, 1, None, b"", NOW, CHECK) == (job, [])
+    with pytest.raises(ProtocolError, match="ended"):
+        life.may_retry(job, 1)
+
+
+def test_leaving_a_provider_that_shows_a_higher_ack_pays_it_by_that() -> None:
+    books = Books()
+    job = books.take(leased())
+    job = books.take(life.leave(job, 1, ack_of(job, 30), b"", NOW, CHECK))
+    job = books.take(show(job, 1, 50, NOW))
+    assert (job.state, job.newest.units, job.newest.amount) == (JobState.CANCELLED, 50, 500)
+
+
+def test_leaving_a_job_that_was_completed_meanwhile_changes_nothing() -> None:
+    books = Books()
+    job = books.take(leased())
+    job = books.take(claim(job, ack_of(job, UNITS - 16)))
+    assert life.leave(job, 1, ack_of(job, UNITS - 16), b"", NOW, CHECK) == (job, [])
+
+
 def test_retry_with_an_unknown_reason_is_refused() -> None:
     with pytest.raises(ProtocolError, match="no reason"):
         life.close(leased()[0], 1, None, b"", "because", NOW, CHECK)
@@ -377,7 +417,7 @@ def test_attempt_that_was_never_leased_is_refused() -> None:
 
 EVENTS = st.lists(
     st.tuples(
-        st.sampled_from(["claim", "retry", "accept", "reject", "suspect", "tick", "late claim", "higher ack"]),
+        st.sampled_from(["claim", "retry", "leave", "accept", "reject", "suspect", "tick", "late claim", "higher ack"]),
         st.integers(0, UNITS),
         st.booleans(),
         st.booleans(),
@@ -408,6 +448,8 @@ def test_any_sequence_of_events_conserves_money_and_ends(events: list[tuple[str,
                 job = books.take(life.suspect(job, newest, now + CHECK))
             elif kind == "reject":
                 job = books.take(life.reject(job, newest, "differs"))
+            elif kind == "leave":
+                job = books.take(life.leave(job, newest, ack, b"", now, CHECK))
             elif kind == "tick":
                 now += units * 10
                 job = books.take(life.due(job, now, GRACE))

@@ -68,6 +68,7 @@ def test_arrays_that_are_not_contiguous_or_of_other_byte_order_are_sent_right() 
         ({"x": np.zeros((2, 2), np.float32), "k": [1, -1]}, None, "takes UINT8"),
         ({"x": np.zeros((2, 2), np.float32), "k": [1.5, 2.0]}, None, "takes UINT8"),
         ({"x": [["a", "b"]], "k": [1]}, None, "takes FP32"),
+        ({"x": [[1e300, 0.0]], "k": [1]}, None, "takes FP32"),
         ({"x": [[1.0], [1.0, 2.0]], "k": [1, 2]}, None, "no array"),
         ({"x": np.zeros((1, 2)), "k": [1], "z": [1]}, None, "no input 'z'"),
         ({"x": np.zeros((1, 2)), "k": [1]}, ["z"], "no output 'z'"),

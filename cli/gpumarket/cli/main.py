@@ -19,7 +19,7 @@ from gpumarket.cli.output import REPORT_HINT, Format, Output, clean
 from gpumarket.core.errors import GpumarketError, MissingExtra
 
 NOUNS: dict[str, tuple[str, str]] = {
-    "run": ("gpumarket.cli.run", "Run a job: embed texts or chat with a model; streams to stdout."),
+    "run": ("gpumarket.cli.run", "Run a job: embed texts, chat with a model, or send tensors."),
     "job": ("gpumarket.cli.jobs", "Your jobs: list, get, resume, wait."),
     "market": ("gpumarket.cli.market", "What is on offer and why a job goes where it goes: ls, explain."),
     "model": ("gpumarket.cli.models", "Models you use and models you sell: add, list, import."),

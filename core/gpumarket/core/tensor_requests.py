@@ -79,7 +79,7 @@ class TensorRequest:
         size = sum(len(tensor.contents) for tensor in self.inputs)
         if size > REQUEST_BYTES_MAX:
             raise ProtocolError(f"{size} bytes of input; a request has at most {REQUEST_BYTES_MAX}", hint="send fewer rows at a time")
-        if self.items * sum(spec.row_bytes for spec in self.outputs) > OUTPUT_BYTES_MAX and self.rows:
+        if self.items * sum(spec.item_bytes(bool(self.rows)) for spec in self.outputs) > OUTPUT_BYTES_MAX:
             raise ProtocolError(f"the answer would be over {OUTPUT_BYTES_MAX} bytes", hint="send fewer rows at a time")
 
     @property

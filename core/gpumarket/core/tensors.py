@@ -66,10 +66,10 @@ class TensorSpec:
         if len(self.shape) > RANK_MAX or any(size != -1 and not 1 <= size < 2**31 for size in self.shape):
             raise ProtocolError(f"tensor {self.name!r} has the shape {list(self.shape)}", hint=f"at most {RANK_MAX} dimensions of 1 and up")
 
-    @property
-    def row_bytes(self) -> int:
-        """Bytes of one row's elements where every dimension after the first is known; 0 where one is not."""
-        return 0 if -1 in self.shape[1:] else math.prod(self.shape[1:]) * DTYPES[self.datatype].itemsize
+    def item_bytes(self, batched: bool) -> int:
+        """Its bytes in one output item, where every dimension is known; 0 where one is not."""
+        shape = self.shape[1:] if batched else self.shape
+        return 0 if -1 in shape else 2 + 4 * len(shape) + math.prod(shape) * DTYPES[self.datatype].itemsize
 
     def fits(self, shape: Sequence[int]) -> bool:
         """Whether a tensor of this shape is meant."""

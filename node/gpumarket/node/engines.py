@@ -100,6 +100,7 @@ class Seat:
             engine = self._make()
             try:
                 await engine.start()
+                device = (await engine.stats()).get("device", "")
             except BaseException as error:
                 await engine.close()
                 if isinstance(error, GpumarketError):
@@ -107,7 +108,7 @@ class Seat:
                     self._not_before = self._clock.monotonic() + min(_RESTART_SECONDS_MAX, 2.0**self._deaths)
                 raise
             self._engine, self._deaths = engine, 0
-            _log.info("engine started", model=self.model.manifest.name)
+            _log.info("engine started", model=self.model.manifest.name, device=device)
             return engine
 
     async def check(self) -> None:

@@ -553,7 +553,7 @@ class RetryRequest(_message.Message):
     attempt: _builtins.int
     """the one that failed"""
     reason: _builtins.str
-    """"unreachable", "lost", "refused", "failed", "bad-output", "client-restart" """
+    """"unreachable", "lost", "refused", "failed", "bad-output", "client-restart", "client-left" """
     @_builtins.property
     def last_ack(self) -> _terms_pb2.SignedAck:
         """absent when nothing was received"""

@@ -116,7 +116,8 @@ class MarketServicer:
         raise NotImplementedError('Method not implemented!')
 
     def Retry(self, request, context):
-        """Closes the running attempt at the client's last ack and opens the next one elsewhere. Idempotent per (job, attempt).
+        """Closes the running attempt at the client's last ack and opens the next one elsewhere; for reason "client-left" none: the job has ended,
+        what is left of its maximum is free again, and the answer is the attempt's own lease. Idempotent per (job, attempt).
         body: RetryRequest
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

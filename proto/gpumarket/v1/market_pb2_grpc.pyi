@@ -39,7 +39,8 @@ class MarketStub:
     An order reserves capacity and is in the ledger before it is answered. Sent again, it answers the same lease.
     """
     Retry: _grpc.UnaryUnaryMultiCallable[_terms_pb2.SignedCall, _market_pb2.MatchReply]
-    """Closes the running attempt at the client's last ack and opens the next one elsewhere. Idempotent per (job, attempt).
+    """Closes the running attempt at the client's last ack and opens the next one elsewhere; for reason "client-left" none: the job has ended,
+    what is left of its maximum is free again, and the answer is the attempt's own lease. Idempotent per (job, attempt).
     body: RetryRequest
     """
     Report: _grpc.UnaryUnaryMultiCallable[_terms_pb2.SignedCall, _market_pb2.JobStatus]
@@ -84,7 +85,8 @@ class MarketAsyncStub(MarketStub):
     An order reserves capacity and is in the ledger before it is answered. Sent again, it answers the same lease.
     """
     Retry: _aio.UnaryUnaryMultiCallable[_terms_pb2.SignedCall, _market_pb2.MatchReply]  # type: ignore[assignment]
-    """Closes the running attempt at the client's last ack and opens the next one elsewhere. Idempotent per (job, attempt).
+    """Closes the running attempt at the client's last ack and opens the next one elsewhere; for reason "client-left" none: the job has ended,
+    what is left of its maximum is free again, and the answer is the attempt's own lease. Idempotent per (job, attempt).
     body: RetryRequest
     """
     Report: _aio.UnaryUnaryMultiCallable[_terms_pb2.SignedCall, _market_pb2.JobStatus]  # type: ignore[assignment]
@@ -144,7 +146,8 @@ class MarketServicer(metaclass=_abc_1.ABCMeta):
         request: _terms_pb2.SignedCall,
         context: _ServicerContext,
     ) -> _typing.Union[_market_pb2.MatchReply, _abc.Awaitable[_market_pb2.MatchReply]]:
-        """Closes the running attempt at the client's last ack and opens the next one elsewhere. Idempotent per (job, attempt).
+        """Closes the running attempt at the client's last ack and opens the next one elsewhere; for reason "client-left" none: the job has ended,
+        what is left of its maximum is free again, and the answer is the attempt's own lease. Idempotent per (job, attempt).
         body: RetryRequest
         """
 

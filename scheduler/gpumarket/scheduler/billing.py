@@ -25,7 +25,7 @@ from gpumarket.scheduler.judging import Judging
 from gpumarket.scheduler.ledger import Ledger
 from gpumarket.scheduler.lifecycle import Attempt, AttemptState, Change, Job, Judge
 from gpumarket.scheduler.presence import Presence
-from gpumarket.scheduler.reputation import WORDS
+from gpumarket.scheduler.reputation import LEFT, WORDS
 from gpumarket.scheduler.settings import SchedulerSettings
 from gpumarket.settlement.chain.view import ChainView
 from gpumarket.settlement.verification import Decision, Verdict
@@ -100,7 +100,8 @@ class Billing:
         return self._claim_reply(lease.struct_hash)
 
     async def retry(self, caller: Address, request: pb.RetryRequest) -> pb.MatchReply:
-        """Close the running attempt at the client's last ack, open the next. Raises ProtocolError, BadSignature or FundsError."""
+        """Close the running attempt at the client's last ack, open the next, or none when the client left. Raises ProtocolError,
+        BadSignature or FundsError."""
         job = self._own_job(caller, request.job)
         number = request.attempt
         if number < len(job.attempts):
@@ -109,6 +110,8 @@ class Billing:
         attempt = job.attempt(number)
         ack = open_ack(self._domain, request.last_ack, job.spec.client) if request.HasField("last_ack") else None
         _check_ack(attempt, ack)
+        if request.reason == LEFT:
+            return await self._left(job, number, ack, request.last_ack)
         lifecycle.may_retry(job, number)
         units, chain = lifecycle.next_prefix(job, number, ack, request.reason)
         raw_ack = request.last_ack.SerializeToString() if ack else b""
@@ -126,6 +129,16 @@ class Billing:
         answer = self._desk.again(job, units, chain)
         await self._ledger.commit()
         return answer
+
+    async def _left(self, job: Job, number: int, ack: Ack | None, signed: terms_pb2.SignedAck) -> pb.MatchReply:
+        """The job's end on its client's word; said again, it changes nothing."""
+        raw_ack = signed.SerializeToString() if ack else b""
+        if ack is not None:
+            self._catch_up(job, number, ack, raw_ack)
+            job = self._found(job.key)
+        job = self._apply(lifecycle.leave(job, number, ack, raw_ack, self._clock.now(), self._settings.check_seconds))
+        await self._ledger.commit()
+        return self._desk.granted(0, job, number)
 
     async def report(self, caller: Address, request: pb.ReportRequest) -> pb.JobStatus:
         """The client's word, and for a rejection its evidence. Raises ProtocolError, BadSignature or VerificationError."""

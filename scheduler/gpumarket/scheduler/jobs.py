@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 from gpumarket.core.errors import ProtocolError
 from gpumarket.core.terms import JobSpec, Lease
-from gpumarket.core.units import Hash
+from gpumarket.core.units import Address, Hash
 from gpumarket.settlement.pricing import client_amount
 
 
@@ -92,3 +92,14 @@ def charged(attempt: Attempt) -> int:
     if attempt.state not in (AttemptState.HELD, AttemptState.OWED):
         return 0
     return client_amount(attempt.amount, attempt.lease.fee_ppm)
+
+
+def lost_at(job: Job) -> frozenset[Address]:
+    """Providers at which attempts of the job were lost, for whatever reason."""
+    return frozenset(a.lease.provider for a in job.attempts if a.reason != "client-restart")
+
+
+def barred_at(job: Job) -> frozenset[Address]:
+    """Providers that get no further attempt of the job: where its newest was lost, and where the client calls the output bad."""
+    barred = {a.lease.provider for a in job.attempts if a.reason == "bad-output"}
+    return frozenset(barred) | (lost_at(job) & {job.newest.lease.provider})

@@ -1,10 +1,10 @@
 """One job and its attempts: `event(job, ...) -> (job, [instruction])`. Pure; the ledger carries the instructions out.
 
     attempt  OPEN ── claim, complete, no check ──────────► OWED         job  LEASED ── complete claim ► DELIVERED or CHECKING ► COMPLETED
-             OPEN ── claim or retry, something earned ───► HELD                LEASED ── lapse ► CANCELLED, FAILED or EXPIRED
-             OPEN ── claim or retry, nothing earned ─────► CLOSED              any but a lapsed one ── retry ► LEASED
-             OPEN ── deadline and claim grace over ──────► EXPIRED             DELIVERED, CHECKING ── reject ► REJECTED
-             HELD ── accepted, or check time over ───────► OWED
+             OPEN ── claim or retry, something earned ───► HELD                LEASED ── client left, or lapse ► CANCELLED
+             OPEN ── claim or retry, nothing earned ─────► CLOSED              LEASED ── lapse ► CANCELLED, FAILED or EXPIRED
+             OPEN ── deadline and claim grace over ──────► EXPIRED             any but a lapsed one ── retry ► LEASED
+             HELD ── accepted, or check time over ───────► OWED                DELIVERED, CHECKING ── reject ► REJECTED
              OPEN, HELD ── rejected on evidence ─────────► REJECTED
              HELD, CLOSED by retry ── higher ack ────────► HELD
              HELD, CLOSED, OWED ── retry, higher ack ────► HELD, OWED of more
@@ -30,8 +30,10 @@ from gpumarket.scheduler.jobs import Attempt as Attempt
 from gpumarket.scheduler.jobs import AttemptState as AttemptState
 from gpumarket.scheduler.jobs import Job as Job
 from gpumarket.scheduler.jobs import JobState as JobState
+from gpumarket.scheduler.jobs import barred_at as barred_at
 from gpumarket.scheduler.jobs import charged as charged
-from gpumarket.scheduler.reputation import RETRY_DEEDS, Deed
+from gpumarket.scheduler.jobs import lost_at as lost_at
+from gpumarket.scheduler.reputation import LEFT, RETRY_DEEDS, Deed
 from gpumarket.settlement.pricing import attempt_amount, client_amount, counts_as_complete, without_fee
 
 ATTEMPTS_MAX = 16
@@ -138,6 +140,18 @@ def close(job: Job, number: int, ack: Ack | None, raw_ack: bytes, reason: str, n
     job, moves = _earn(job, replace(attempt, ack=raw_ack, reason=reason), ack, complete, now + check_seconds)
     moves.append(Judge(attempt.lease.provider, RETRY_DEEDS[reason]))
     return replace(job, state=JobState.LEASED), moves
+
+
+def leave(job: Job, number: int, ack: Ack | None, raw_ack: bytes, now: int, check_seconds: int) -> Change:
+    """`Market.Retry` for reason LEFT: the attempt ends as in `close`, and the job with it; its maximum is free again, but for what a
+    provider that has not claimed yet may show. A job that was completed meanwhile stays so."""
+    moves: list[Instruction] = []
+    if job.attempt(number).state is AttemptState.OPEN:
+        job, moves = close(job, number, ack, raw_ack, LEFT, now, check_seconds)
+    if job.state is not JobState.LEASED:
+        return job, moves
+    job, more = _spare(replace(job, state=JobState.CANCELLED))
+    return job, moves + more
 
 
 def raise_to(job: Job, number: int, ack: Ack, raw_ack: bytes, now: int, check_seconds: int, claim_grace_seconds: int) -> Change:
@@ -260,17 +274,6 @@ def next_prefix(job: Job, number: int, ack: Ack | None, reason: str) -> tuple[in
     if reason == "bad-output" or ack is None:
         return lease.prefix_units, lease.prefix_hash
     return lease.prefix_units + ack.units, ack.output_hash
-
-
-def lost_at(job: Job) -> frozenset[Address]:
-    """Providers at which attempts of the job were lost, for whatever reason."""
-    return frozenset(a.lease.provider for a in job.attempts if a.reason != "client-restart")
-
-
-def barred_at(job: Job) -> frozenset[Address]:
-    """Providers that get no further attempt of the job: where its newest was lost, and where the client calls the output bad."""
-    barred = {a.lease.provider for a in job.attempts if a.reason == "bad-output"}
-    return frozenset(barred) | (lost_at(job) & {job.newest.lease.provider})
 
 
 def may_retry(job: Job, number: int) -> None:

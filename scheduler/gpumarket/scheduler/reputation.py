@@ -30,6 +30,8 @@ class Deed(enum.Enum):
     """A client's: it closed an attempt below an ack of its own. Proven by its signature, like a rejection."""
 
 
+LEFT = "client-left"
+"""The reason of `Market.Retry` that opens no further attempt."""
 RETRY_DEEDS = {
     "unreachable": Deed.LOST,
     "lost": Deed.LOST,
@@ -37,6 +39,7 @@ RETRY_DEEDS = {
     "failed": Deed.LOST,
     "bad-output": Deed.BLAMELESS,
     "client-restart": Deed.BLAMELESS,
+    LEFT: Deed.BLAMELESS,
 }
 WORDS = (Deed.LOST, Deed.REFUSED)
 """Reasons of `Market.Retry`. A client's word alone never weighs more than LOST; bad output is judged when it is reported with evidence."""

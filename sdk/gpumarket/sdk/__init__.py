@@ -7,11 +7,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from gpumarket.sdk.client import Client
-    from gpumarket.sdk.results import ChatResult, EmbedResult, InferResult, Quote, Verdict
+    from gpumarket.sdk.results import ChatResult, EmbedResult, InferResult, Piece, Quote, StreamEnd, TokenLogprob, Verdict
     from gpumarket.sdk.settings import ClientSettings
     from gpumarket.sdk.streaming import ChatStream
 
-__all__ = ["ChatResult", "ChatStream", "Client", "ClientSettings", "EmbedResult", "InferResult", "Quote", "Verdict"]
+__all__ = [
+    "ChatResult",
+    "ChatStream",
+    "Client",
+    "ClientSettings",
+    "EmbedResult",
+    "InferResult",
+    "Piece",
+    "Quote",
+    "StreamEnd",
+    "TokenLogprob",
+    "Verdict",
+]
 
 _HOME = {
     "ChatResult": "results",
@@ -20,7 +32,10 @@ _HOME = {
     "ClientSettings": "settings",
     "EmbedResult": "results",
     "InferResult": "results",
+    "Piece": "results",
     "Quote": "results",
+    "StreamEnd": "results",
+    "TokenLogprob": "results",
     "Verdict": "results",
 }
 

@@ -19,6 +19,7 @@ from gpumarket.sdk import store
 from gpumarket.sdk.account import PaidChannelState, Report
 from gpumarket.sdk.desk import Desk
 from gpumarket.sdk.lease_rules import Expected, check_lease
+from gpumarket.sdk.logs import log
 from gpumarket.sdk.session import RETRY_MARGIN_SECONDS, Progress, RetryElsewhere
 from gpumarket.v1 import market_pb2 as mpb
 from gpumarket.v1 import terms_pb2 as pb
@@ -83,6 +84,16 @@ async def next_attempt(
                 raise failure(progress, error) from error
         await asyncio.sleep(pause)
         pause = min(2 * pause, RETRY_PAUSE_SECONDS_MAX)
+
+
+async def tell_left(desk: Desk, job: store.StoredJob, attempt: int, ack: pb.SignedAck | None) -> None:
+    """Tell the scheduler that the job has ended, so that it does not keep the rest of its maximum until the deadline. It is told once; one
+    that is not reached, or knows no such job, finds out by the deadline."""
+    request = mpb.RetryRequest(job=job.job, attempt=attempt, reason="client-left", last_ack=ack)
+    try:
+        await desk.schedulers.line(job.spec.scheduler).retry(request)
+    except GpumarketError as error:
+        log.info("leaving_not_told", job=hex0x(job.job), reason=error.message)
 
 
 async def checked(desk: Desk, job: store.StoredJob, channel: Hash, progress: Progress, granted: mpb.Granted) -> tuple[Lease, pb.OfferBody]:

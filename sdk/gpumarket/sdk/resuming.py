@@ -1,8 +1,9 @@
 """Jobs that a crash interrupted: read back, continued from what was delivered, paid once.
 
 A job that was only ordered is ordered again (the same order gets the same lease). One that was running is closed at what the journal
-holds of it and goes on elsewhere with reason "client-restart". One that was delivered but not yet judged is checked now. Checks
-themselves are not resumed: their jobs are closed, and the result that they were for is checked anew.
+holds of it and goes on elsewhere with reason "client-restart", a text to its end: a stop string then cuts what comes of it. One that was
+delivered but not yet judged is checked now. Checks themselves are not resumed: their jobs are closed, and the result that they were for is
+checked anew.
 """
 
 from __future__ import annotations

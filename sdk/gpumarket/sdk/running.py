@@ -269,6 +269,9 @@ class JobRun:
         if finished is not None and (ended := await last_word.keep(self._desk, self.job, self._channel, self.progress, finished)):
             self.progress = ended
             self._wire.receipt = finished.receipt
+            if finished.receipt.receipt.outcome == pb.OUTCOME_COMPLETED:
+                return  # it bills the whole answer, which ends the job
+        self._desk.later(leasing.tell_left(self._desk, self.job, attempt, ack))
 
     # --- carrying instructions out -----------------------------------------------------------------------------------------
 
@@ -351,6 +354,10 @@ class JobRun:
         await self._desk.journal.transact(work)
         self._desk.account.release(self._channel, self.job.spec.max_amount, billed)
         self.progress = replace(self.progress, phase=phase)
+        if phase is Phase.CANCELLED:
+            acked = self._retry.ack if self._retry is not None else None
+            signed = signed_ack(self._desk.signer, self._desk.domain, acked) if acked is not None else None
+            self._desk.later(leasing.tell_left(self._desk, self.job, max(1, self.progress.attempt), signed))
 
 
 async def unbroken(work: Coroutine[Any, Any, T]) -> T:

@@ -51,7 +51,7 @@ class ClientSettings(Settings):
     check_probability: float = 0.05
     """Share of results that are recomputed by another provider: at 5 % a cheat is caught after 20 jobs on average, for 5 % of the cost."""
     check_share: float = 0.1
-    """Share of an embedding job's inputs that a check recomputes (at least one)."""
+    """Share of an embedding job's inputs, or a tensor job's rows, that a check recomputes (at least one)."""
     checks_max: int = 3
     """Checkers asked about one result before it counts as undecided; the third is only asked when the first two disagree."""
     reruns_max: int = 2

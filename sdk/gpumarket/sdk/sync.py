@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Coroutine, Iterator
+from collections.abc import AsyncIterator, Coroutine, Iterator
 from pathlib import Path
 from typing import Any, Self, TypeVar
 
@@ -17,7 +17,18 @@ from gpumarket.core.tensors import Signature
 from gpumarket.core.units import Hash, Money
 from gpumarket.sdk import client as async_client
 from gpumarket.sdk.lock import LockedModel
-from gpumarket.sdk.results import AccountView, ChatResult, EmbedResult, InferResult, JobResult, JobSummary, OfferView, Quote
+from gpumarket.sdk.results import (
+    AccountView,
+    ChatResult,
+    EmbedResult,
+    InferResult,
+    JobResult,
+    JobSummary,
+    OfferView,
+    Piece,
+    Quote,
+    StreamEnd,
+)
 from gpumarket.sdk.streaming import ChatStream
 from gpumarket.v1 import market_pb2 as mpb
 
@@ -31,20 +42,31 @@ class SyncStream:
         self._client, self._stream = client, stream
 
     def __iter__(self) -> Iterator[str]:
-        pieces = aiter(self._stream)
-        try:
-            while (piece := self._client.wait(_next(pieces))) is not None:
-                yield piece
-        finally:
-            self.close()
+        return self._each(aiter(self._stream))
+
+    def pieces(self) -> Iterator[Piece]:
+        """As ChatStream.pieces."""
+        return self._each(self._stream.pieces())
 
     @property
     def result(self) -> ChatResult:
         return self._stream.result
 
+    @property
+    def end(self) -> StreamEnd | None:
+        """As ChatStream.end."""
+        return self._stream.end
+
     def close(self) -> None:
         """Stop the provider, unless the answer is whole."""
         self._client.wait(self._stream.aclose())
+
+    def _each(self, items: AsyncIterator[T]) -> Iterator[T]:
+        try:
+            while (item := self._client.wait(_next(items))) is not None:
+                yield item
+        finally:
+            self.close()
 
 
 class Client:
@@ -165,5 +187,5 @@ class Client:
         return SyncStream(self, self.wait(begin()))
 
 
-async def _next(pieces: Any) -> str | None:
-    return await anext(pieces, None)
+async def _next(items: AsyncIterator[T]) -> T | None:
+    return await anext(items, None)

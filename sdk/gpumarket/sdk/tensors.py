@@ -62,12 +62,23 @@ def _converted(spec: TensorSpec, given: ArrayLike) -> NDArray[Any]:
     if array.dtype == wanted:
         return np.ascontiguousarray(array)
     kinds = (array.dtype.kind, wanted.kind)
-    if kinds == ("f", "f"):
+    if (kinds == ("f", "f") and _finite(array, wanted)) or (array.dtype.kind in "iu" and wanted.kind in "iuf" and _exact(array, wanted)):
         return np.ascontiguousarray(array, dtype=wanted)
-    if array.dtype.kind in "iu" and wanted.kind in "iuf":
-        made = array.astype(wanted)
-        if np.array_equal(made.astype(object), array.astype(object)):
-            return np.ascontiguousarray(made)
     raise ProtocolError(
         f"input {spec.name!r} is of dtype {array.dtype}, the model takes {spec.datatype}", hint=f"convert it: .astype({wanted})"
     )
+
+
+def _finite(array: NDArray[Any], wanted: np.dtype[Any]) -> bool:
+    """Whether no finite number becomes infinite."""
+    with np.errstate(over="ignore"):
+        return bool(np.array_equal(np.isfinite(array), np.isfinite(array.astype(wanted))))
+
+
+def _exact(array: NDArray[Any], wanted: np.dtype[Any]) -> bool:
+    """Whether these integers are the same in another type; for floats those up to which every one is."""
+    low, high = (int(array.min()), int(array.max())) if array.size else (0, 0)
+    if wanted.kind == "f":
+        most: int = 2 ** (int(np.finfo(wanted).nmant) + 1)
+        return -most <= low and high <= most
+    return int(np.iinfo(wanted).min) <= low and high <= int(np.iinfo(wanted).max)

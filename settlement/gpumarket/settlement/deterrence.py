@@ -47,11 +47,15 @@ CHEATS = (
     Cheat("random rows", Task.EMBED, 64, 64, 1.0, True),
     Cheat("int8 weights sold as fp32", Task.EMBED, 64, 64, 0.75, True),
     Cheat("bf16 weights sold as fp32", Task.EMBED, 64, 64, 0.5, True),
+    Cheat("every other row not computed", Task.INFER, 55, 64, 0.5, False),
+    Cheat("fp16 weights sold as fp32", Task.INFER, 58, 64, 0.5, False),
 )
-"""Measured: 40 text jobs of 129 tokens a row on random Llamas, 64 texts on MiniLM, one machine, no GPU (verification/profiles.py)."""
+"""Measured: 40 text jobs of 129 tokens a row on random Llamas, 64 texts on MiniLM, 64 jobs of 24 images of which 3 were recomputed, one
+machine, no GPU (verification/profiles.py)."""
 
 NOT_PROMISED = (
     "single jobs below 64 generated tokens: no verdict on one of them, only on many together",
+    "tensor jobs: unpaid and jailed when seen, never slashed: no panel judges them",
     "upstream engines: their sampling cannot be replayed, so they are sold as unverified, or not at all",
     "cheats that are not gross (int8, fp8 text): unpaid and jailed when seen, never slashed",
     "providers and checkers of one person under several owner keys: the draw cannot see who is behind a key",

@@ -169,11 +169,11 @@ class OnnxEngine:
         if not taken:
             return False
         keys = [key for key, _, _ in taken]
-        self._running_keys = frozenset(keys)
-        calls = [call for _, call, _ in taken]
+        wanted = sorted({spec.name for _, call, _ in taken for spec in call.request.outputs})
         try:
-            wanted = sorted({spec.name for call in calls for spec in call.request.outputs})
-            outputs = dict(zip(wanted, session.run(wanted, _inputs(taken)), strict=True))
+            inputs = _inputs(taken)
+            self._running_keys = frozenset(keys)
+            outputs = dict(zip(wanted, session.run(wanted, inputs), strict=True))
             parts = _split(taken, outputs)
         except Exception as error:  # whatever onnxruntime raises
             for key in keys:

@@ -27,7 +27,9 @@ EDGES_MAX: Final = 512
 LIMITS: Final = Limits(messages=400_000, numbers=2_000_000)
 ELEMENTS_MAX: Final = 1 << 28
 """Elements of one tensor that the file fixes: 1 GiB of float32."""
-_DATA: Final = {"float_data": 4, "double_data": 8}
+_VIEWED: Final = {"float_data": 4, "double_data": 8}
+_PLACES: Final = {"FP32": "float_data", "FP64": "double_data", "INT64": "int64_data", "UINT32": "uint64_data", "UINT64": "uint64_data"}
+"""Datatype → where its elements are when they are not raw; int32_data for the others."""
 _FOREIGN: Final = (
     (b"\x80\x02", "a pickle"),
     (b"\x80\x03", "a pickle"),
@@ -181,16 +183,16 @@ def _tensor(tensor: Message) -> str:
 
 def _stored(tensor: Message, datatype: str) -> float:
     """Elements whose data is in the file."""
-    places = [name for name in ("raw_data", "float_data", "double_data", "int32_data", "int64_data", "uint64_data") if name in tensor]
-    if len(places) > 1:
-        raise RefusedModel("tensor-size", "a weight with its data in two places")
+    places = [name for name in ("raw_data", *_VIEWED, "int32_data", "int64_data", "uint64_data") if name in tensor]
     if not places:
         return 0
+    if len(places) > 1 or places[0] not in ("raw_data", _PLACES.get(datatype, "int32_data")):
+        raise RefusedModel("tensor-size", f"a weight of {datatype} with its data in {' and '.join(places)}")
     place = places[0]
     if place == "raw_data":
         return len(tensor[place]) / DTYPES[datatype].itemsize
-    if place in _DATA:
-        return sum(len(view) for view in tensor[place]) / _DATA[place]
+    if place in _VIEWED:
+        return sum(len(view) for view in tensor[place]) / _VIEWED[place]
     return len(tensor[place])
 
 

@@ -85,13 +85,13 @@ class Growth:
         return self._sizes.get(inputs[0], 1) * self._product(inputs, 1)
 
     def _range(self, inputs: list[str], _: int, __: Mapping[str, Message]) -> int:
-        known = [self._numbers.get(name) for name in inputs]
-        if len(known) != 3 or not all(known):
+        known = [self._known(inputs, index) for index in range(3)]
+        if not all(known):
             return 1
-        start, limit, delta = (numbers[0] for numbers in known if numbers)
+        start, limit, delta = (numbers[0] for numbers in known)
         if not delta:
             raise GrowthError("a Range of endless length")
-        return max(0, math.ceil((limit - start) / delta))
+        return max(0, _whole((limit - start) / delta))
 
     def _pad(self, inputs: list[str], carried: int, attributes: Mapping[str, Message]) -> int:
         pads = self._known(inputs, 1) or attributes.get("pads", {}).get("ints", [])
@@ -103,7 +103,7 @@ class Growth:
         scales = self._known(inputs, 2 if len(inputs) > 2 else 1)
         if sizes:
             return max(carried, self._product(inputs, 3))
-        return math.ceil(carried * math.prod(max(1.0, s) for s in scales))
+        return _whole(carried * math.prod(max(1.0, s) for s in scales))
 
     def _broadcast(self, inputs: list[str]) -> int:
         """Elements of constants of known shapes stretched over each other: [n, 1] with [1, n] gives n²."""
@@ -118,7 +118,11 @@ class Growth:
         return math.prod(max(1, int(n)) for n in self._known(inputs, index))
 
     def _known(self, inputs: list[str], index: int) -> list[float]:
-        return self._numbers.get(inputs[index], []) if index < len(inputs) else []
+        """The numbers of a constant input, where there is one. Raises GrowthError for sizes that are no numbers."""
+        found = self._numbers.get(inputs[index], []) if index < len(inputs) else []
+        if not all(math.isfinite(number) for number in found):
+            raise GrowthError("a size that is not finite")
+        return found
 
     def _constant(self, name: str, tensor: Message) -> None:
         dims = tuple(tensor.get("dims", ()))
@@ -136,7 +140,13 @@ class Growth:
 
     def _require(self, size: float, what: str) -> None:
         if size > self._most:
-            raise GrowthError(f"{what} comes to {size:.3g}; at most {self._most} are served")
+            raise GrowthError(f"{what} comes to more than the {self._most} that are served")
+
+
+def _whole(size: float) -> int:
+    if not math.isfinite(size):
+        raise GrowthError("a size that is not finite")
+    return math.ceil(size)
 
 
 def _span(attribute: Message) -> float:
