@@ -185,7 +185,7 @@ def test_readme_example_runs_as_it_stands(shell: Shell) -> None:
     [
         (("run", "no-such-model", "hi"), 7, "unknown_model"),
         (("run", "all-MiniLM-L6-v2", "hi", "--max-cost", "0.000000000000000001"), 5, "over_max_cost"),
-        (("run", "all-MiniLM-L6-v2", " "), 3, "invalid_request"),
+        (("run", "all-MiniLM-L6-v2", " "), 3, "config"),
         (("run", "all-MiniLM-L6-v2", "hi", "--max-cost", "cheap"), 3, "config"),
         (("job", "get", "0xffff"), 3, "config"),
         (("wallet", "deposit", "1000000"), 5, "out_of_funds"),
