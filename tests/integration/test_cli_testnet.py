@@ -27,6 +27,7 @@ from gpumarket.core import keystore
 from gpumarket.core.rpc import open_channel
 from gpumarket.core.units import hex0x
 from gpumarket.telemetry.metrics import PREFIX
+from gpumarket.testnet.plan import TENSOR_MODELS
 
 SECONDS = 240
 pytestmark = pytest.mark.timeout(3 * SECONDS)
@@ -280,13 +281,15 @@ def test_payment_key_apart_from_its_owner_buys_within_the_owners_deposit_and_the
 
 def test_economics_reads_market_and_chain_and_says_what_is_not_promised(shell: Shell) -> None:
     found = shell.json("economics")
-    assert {row["model"] for row in found["rows"]} == {"all-MiniLM-L6-v2", "tiny-llama"}
+    assert {row["model"] for row in found["rows"]} == {"all-MiniLM-L6-v2", "tiny-llama", *TENSOR_MODELS}
     assert found["disputes"] and found["check_probability"] == 0.05 and found["not_promised"]
     assert {row["stake"] for row in found["rows"]} == {200 * 10**18}
     backed = {row["cheat"]: row for row in found["rows"] if row["stake_behind_job"]}
     assert {"another, smaller model", "random rows", "int4 weights sold as bf16"} <= backed.keys(), "gross cheats can be slashed"
     assert not any(row["pays"] for row in backed.values())
     assert all(row["pays"] for row in found["rows"] if row["cheat"].startswith("fp8")), "no panel slashes fp8: it is said to pay"
+    tensors = [row for row in found["rows"] if row["model"] in TENSOR_MODELS]
+    assert all(row["pays"] and not row["stake_behind_job"] for row in tensors), "no panel slashes for tensors: it is said to pay"
     assert found["check_probability_source"].startswith("p is your own setting")
     assert "Not promised" in shell.call("economics").stdout
 
