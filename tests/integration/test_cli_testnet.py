@@ -27,6 +27,7 @@ from gpumarket.core import keystore
 from gpumarket.core.rpc import open_channel
 from gpumarket.core.units import hex0x
 from gpumarket.telemetry.metrics import PREFIX
+from gpumarket.testnet.plan import TENSOR_MODELS
 
 SECONDS = 240
 pytestmark = pytest.mark.timeout(3 * SECONDS)
@@ -85,6 +86,34 @@ def test_page_on_openai_clients_runs_as_it_stands(shell: Shell) -> None:
         assert done.returncode == 0, done.stdout + done.stderr
         assert '"error"' not in done.stdout
         assert "not-drawn" in done.stdout or "accepted" in done.stdout
+
+
+def test_page_on_tasks_runs_as_it_stands_and_its_programs_are_right(shell: Shell) -> None:
+    """Each block a program of its own, judged by what is planted in its data."""
+    page = (Path(__file__).resolve().parents[2] / "docs" / "tasks.md").read_text("utf-8")
+    blocks = {part.partition(":")[0]: part.partition("```python\n")[2].partition("\n```")[0] + "\n" for part in page.split("\n## ")[1:]}
+    assert list(blocks) == ["Spam detection", "Image triage", "Fraud scoring", "Machine-failure prediction"]
+    env = {**os.environ, **shell.json("testnet", "env", "--dir", str(shell.folder))}
+
+    def said(task: str, more: str = "") -> list[str]:
+        done = subprocess.run([sys.executable, "-c", blocks[task] + more], capture_output=True, text=True, timeout=SECONDS, env=env)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return done.stdout.splitlines()
+
+    hard = "We could not deliver your package, log in here to pay the customs charge"
+    assert hard in page
+    *judged, miss = said("Spam detection", f"print(spam_margins([{hard!r}])[0] < 0)")
+    assert [line.split()[0] for line in judged] == 4 * ["spam"] + 4 * ["genuine"]
+    assert miss == "True", "the page says that it passes as genuine"
+    *_, triage = said("Image triage")
+    sure, right, unsure, _ = map(int, re.findall(r"\d+", triage))
+    assert sure + unsure == 100 and sure > 60 and right / sure > 0.97
+    ordinary, strange, told = said("Fraud scoring")
+    assert (ordinary.split()[0], strange.split()[0]) == ("paid", "held")
+    for line in (told, said("Machine-failure prediction")[0]):
+        found, planted, false, sound = map(int, re.findall(r"\d+", line))
+        assert planted + sound == 2_000 and planted > 20
+        assert found / planted > 0.9 and false / sound < 0.02
 
 
 def test_gateway_keys_are_made_listed_and_revoked(shell: Shell) -> None:
@@ -252,13 +281,15 @@ def test_payment_key_apart_from_its_owner_buys_within_the_owners_deposit_and_the
 
 def test_economics_reads_market_and_chain_and_says_what_is_not_promised(shell: Shell) -> None:
     found = shell.json("economics")
-    assert {row["model"] for row in found["rows"]} == {"all-MiniLM-L6-v2", "tiny-llama"}
+    assert {row["model"] for row in found["rows"]} == {"all-MiniLM-L6-v2", "tiny-llama", *TENSOR_MODELS}
     assert found["disputes"] and found["check_probability"] == 0.05 and found["not_promised"]
     assert {row["stake"] for row in found["rows"]} == {200 * 10**18}
     backed = {row["cheat"]: row for row in found["rows"] if row["stake_behind_job"]}
     assert {"another, smaller model", "random rows", "int4 weights sold as bf16"} <= backed.keys(), "gross cheats can be slashed"
     assert not any(row["pays"] for row in backed.values())
     assert all(row["pays"] for row in found["rows"] if row["cheat"].startswith("fp8")), "no panel slashes fp8: it is said to pay"
+    tensors = [row for row in found["rows"] if row["model"] in TENSOR_MODELS]
+    assert all(row["pays"] and not row["stake_behind_job"] for row in tensors), "no panel slashes for tensors: it is said to pay"
     assert found["check_probability_source"].startswith("p is your own setting")
     assert "Not promised" in shell.call("economics").stdout
 

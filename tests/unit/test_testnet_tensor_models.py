@@ -15,8 +15,15 @@ from onnx import numpy_helper
 from gpumarket.core.tensors import encode_item
 from gpumarket.node.models.onnx_file import read_onnx
 from gpumarket.settlement.verification import INFER_FP32, decide_tensors
-from gpumarket.testnet.plan import SHAPE_CLASSIFIER, TELEMETRY_ANOMALY
-from gpumarket.testnet.tensor_models import make_shape_classifier, make_telemetry_anomaly, shapes, telemetry
+from gpumarket.testnet.plan import CARD_FRAUD, SHAPE_CLASSIFIER, TELEMETRY_ANOMALY
+from gpumarket.testnet.tensor_models import (
+    make_card_fraud,
+    make_shape_classifier,
+    make_telemetry_anomaly,
+    payments,
+    shapes,
+    telemetry,
+)
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +31,9 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, onnx.ModelProt
     folder = tmp_path_factory.mktemp("models")
     make_shape_classifier(folder / "shapes.onnx")
     make_telemetry_anomaly(folder / "telemetry.onnx")
-    return {SHAPE_CLASSIFIER: onnx.load(folder / "shapes.onnx"), TELEMETRY_ANOMALY: onnx.load(folder / "telemetry.onnx")}
+    make_card_fraud(folder / "payments.onnx")
+    files = {SHAPE_CLASSIFIER: "shapes", TELEMETRY_ANOMALY: "telemetry", CARD_FRAUD: "payments"}
+    return {name: onnx.load(folder / f"{file}.onnx") for name, file in files.items()}
 
 
 def run(model: onnx.ModelProto, rows: NDArray[Any], *, batch: int = 1_000, threads: int = 1, fused: bool = True) -> list[NDArray[Any]]:
@@ -68,6 +77,15 @@ def test_anomaly_score_finds_planted_failures_that_no_single_sensor_shows(models
     assert inside[failing].all(axis=1).mean() > 0.9, "the plain range of each sensor would have shown it"
 
 
+def test_fraud_score_finds_planted_frauds_better_than_any_single_column(models: dict[str, onnx.ModelProto]) -> None:
+    rows, fraud = payments(20_000, 999)
+    score, flagged = run(models[CARD_FRAUD], rows)
+    assert flagged[fraud].mean() > 0.9 and flagged[~fraud].mean() < 0.02
+    assert score[fraud].mean() > 0 > score[~fraud].mean(), "log odds"
+    for column in rows.T:
+        assert (column[fraud] > np.quantile(column[~fraud], 0.98)).mean() < 0.8, "one column would have told it"
+
+
 def test_models_pass_the_reader_and_are_batched(models: dict[str, onnx.ModelProto]) -> None:
     for model in models.values():
         found = read_onnx(model.SerializeToString())
@@ -79,9 +97,9 @@ def test_same_seed_gives_the_same_bytes(models: dict[str, onnx.ModelProto], tmp_
     assert (tmp_path / "again.onnx").read_bytes() == models[TELEMETRY_ANOMALY].SerializeToString(deterministic=True)
 
 
-@pytest.mark.parametrize("name", [SHAPE_CLASSIFIER, TELEMETRY_ANOMALY])
+@pytest.mark.parametrize("name", [SHAPE_CLASSIFIER, TELEMETRY_ANOMALY, CARD_FRAUD])
 def test_profile_takes_honest_runs_and_refuses_half_precision(models: dict[str, onnx.ModelProto], name: str) -> None:
-    rows = shapes(128, 7)[0] if name == SHAPE_CLASSIFIER else telemetry(128, 7)[0]
+    rows = {SHAPE_CLASSIFIER: shapes, TELEMETRY_ANOMALY: telemetry, CARD_FRAUD: payments}[name](128, 7)[0]
     model = models[name]
     right = items(run(model, rows))
     for honest in (run(model, rows, batch=1), run(model, rows, batch=7), run(model, rows, threads=2, fused=False)):

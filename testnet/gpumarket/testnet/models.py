@@ -1,4 +1,4 @@
-"""The testnet's models: the real all-MiniLM-L6-v2, a small Llama with random weights and two tensor models, in one store.
+"""The testnet's models: the real all-MiniLM-L6-v2, a small Llama with random weights and three tensor models, in one store.
 
 What is made is made once per user, in a process of its own (this one must load neither torch nor onnx), and kept in the cache folder.
 """
@@ -19,7 +19,7 @@ from gpumarket.testnet.plan import MINILM, TENSOR_MODELS, TINY_LLAMA
 from gpumarket.testnet.processes import clean_environment
 
 TINY_LLAMA_VERSION = "1"
-TENSORS_VERSION = "1"
+TENSORS_VERSION = "2"
 """Part of the cache folder's name; raise it when the recipe changes."""
 
 
@@ -52,8 +52,8 @@ async def tiny_llama(report: Callable[[str], None]) -> Path:
 
 
 async def tensor_models(report: Callable[[str], None]) -> Path:
-    """The folder of the two tensor models, NAME.onnx each, made when it is not in the cache yet. Raises EngineFailed."""
-    report_once = partial(report, "making two tensor models (once)")
+    """The folder of the tensor models, NAME.onnx each, made when it is not in the cache yet. Raises EngineFailed."""
+    report_once = partial(report, "making three tensor models (once)")
     return await _made("gpumarket.testnet.tensor_models", f"tensor-models-{TENSORS_VERSION}", "the tensor models", report_once)
 
 

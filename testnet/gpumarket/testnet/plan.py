@@ -10,7 +10,8 @@ MINILM = "all-MiniLM-L6-v2"
 TINY_LLAMA = "tiny-llama"
 SHAPE_CLASSIFIER = "shape-classifier"
 TELEMETRY_ANOMALY = "telemetry-anomaly"
-TENSOR_MODELS = (SHAPE_CLASSIFIER, TELEMETRY_ANOMALY)
+CARD_FRAUD = "card-fraud"
+TENSOR_MODELS = (SHAPE_CLASSIFIER, TELEMETRY_ANOMALY, CARD_FRAUD)
 SCHEDULER = "scheduler"
 """Name of the role; providers are named by the plan."""
 CLIENT = "client"
@@ -71,7 +72,7 @@ class Plan:
 
 def honest(count: int, *, text: int | None = None, warm: bool = False, tensors: bool = False) -> tuple[ProviderPlan, ...]:
     """`count` honest providers that sell MiniLM at slightly different prices; the first `text` of them (all by default) also tiny-llama,
-    and with `tensors` all of them the two tensor models."""
+    and with `tensors` all of them the tensor models."""
     plans = []
     for index in range(count):
         models = [ModelPlan(MINILM, f"0.02{index}")]

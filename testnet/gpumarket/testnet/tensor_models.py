@@ -1,8 +1,8 @@
-"""Two small tensor models with what they are tried on: an image classifier and an anomaly score of machine telemetry, made in seconds.
+"""Small tensor models with what they are tried on: an image classifier, an anomaly score of machine telemetry and a fraud score.
 
     python -m gpumarket.testnet.tensor_models OUT
 
-Both are real: they are fitted on seeded synthetic data and measured on other draws of it (tests/unit/test_testnet_tensor_models.py).
+Made in seconds, and real: fitted on seeded synthetic data and measured on other draws of it (tests/unit/test_testnet_tensor_models.py).
 Invariant: the same seed, library versions and machine give the same bytes. Needs the `onnx` package, of the testnet extra.
 """
 
@@ -17,7 +17,7 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 
 from gpumarket.core.errors import MissingExtra
-from gpumarket.testnet.plan import SHAPE_CLASSIFIER, TELEMETRY_ANOMALY
+from gpumarket.testnet.plan import CARD_FRAUD, SHAPE_CLASSIFIER, TELEMETRY_ANOMALY
 
 if TYPE_CHECKING:
     import onnx
@@ -27,11 +27,13 @@ Floats = NDArray[np.float32]
 SHAPES: Final = ("disc", "square", "triangle", "cross")
 SIDE: Final = 32
 SENSORS: Final = ("temperature", "vibration", "pressure", "current", "speed", "torque", "acoustic", "humidity")
+PAYMENT: Final = ("amount_to_usual", "hour", "km_from_home", "payments_last_hour", "new_merchant")
 FALSE_ALARMS: Final = 0.005
-"""Share of normal readings that the threshold flags."""
+"""Share of normal readings, or honest payments, that the threshold flags."""
 _OPSET, _IR = 17, 8
 _FILTERS: Final = (12, 24)
 _RIDGE: Final = 3.0
+_NEWTON_STEPS: Final = 12
 
 
 def shapes(count: int, seed: int) -> tuple[Floats, NDArray[np.int64]]:
@@ -64,6 +66,21 @@ def telemetry(count: int, seed: int) -> tuple[Floats, NDArray[np.bool_]]:
     readings[failing, 1] += rng.choice([-1.3, 1.3], int(failing.sum()))
     readings[failing, 6] -= rng.choice([-1.3, 1.3], int(failing.sum()))
     return (readings * np.linspace(0.5, 4, len(SENSORS)) + np.linspace(20, 90, len(SENSORS))).astype(np.float32), failing
+
+
+def payments(count: int, seed: int) -> tuple[Floats, NDArray[np.bool_]]:
+    """Card payments, float32 [count, 5] in the order of PAYMENT, one in fifty a fraud: amount over the holder's usual one, hour 0..24,
+    kilometres from home, payments in the hour before, and 1 for a merchant that is new to the holder. Frauds overlap in each of them."""
+    rng = np.random.default_rng(seed)
+    fraud = rng.random(count) < 0.02
+    columns = (
+        np.where(fraud, rng.lognormal(1.4, 0.8, count), rng.lognormal(0.0, 0.6, count)),
+        np.where(fraud, rng.uniform(0, 24, count), np.clip(rng.normal(15, 4, count), 0, 24)),
+        np.where(fraud, rng.lognormal(5.5, 1.5, count), rng.lognormal(2.0, 1.2, count)),
+        np.where(fraud, rng.poisson(4.0, count), rng.poisson(0.4, count)),
+        np.where(fraud, rng.random(count) < 0.9, rng.random(count) < 0.15),
+    )
+    return np.stack(columns, axis=1).astype(np.float32), fraud
 
 
 def make_shape_classifier(out: Path, *, seed: int = 0) -> None:
@@ -121,6 +138,35 @@ def make_telemetry_anomaly(out: Path, *, seed: int = 0) -> None:
     _save(out, "telemetry", nodes, inputs, {"score": ("float32", ["n"]), "anomaly": ("bool", ["n"])}, constants)
 
 
+def make_card_fraud(out: Path, *, seed: int = 0) -> None:
+    """Write the fraud score: payment FP32 [n, 5] to its log odds, score FP32 [n], and fraud BOOL [n]. Logistic regression on log(1 + x)."""
+    helper, _ = _onnx()
+    rows, fraud = payments(50_000, seed + 1)
+    logs = np.log1p(rows.astype(np.float64))
+    mean, spread = logs.mean(axis=0), logs.std(axis=0)
+    seen = np.column_stack([(logs - mean) / spread, np.ones(len(logs))])
+    weights = np.zeros(seen.shape[1])
+    for _ in range(_NEWTON_STEPS):
+        odds = 1 / (1 + np.exp(-seen @ weights))
+        curvature = (seen * (odds * (1 - odds))[:, None]).T @ seen + np.eye(len(weights))
+        weights -= np.linalg.solve(curvature, seen.T @ (odds - fraud) + weights)
+    constants: dict[str, NDArray[Any]] = {
+        "one": np.array([1], np.float32),
+        "weights": (weights[:-1] / spread).astype(np.float32),
+        "bias": np.array([weights[-1] - (mean / spread) @ weights[:-1]], np.float32),
+        "threshold": np.array([np.quantile((seen @ weights)[~fraud], 1 - FALSE_ALARMS)], np.float32),
+    }
+    nodes = [
+        helper.make_node("Add", ["payment", "one"], ["counted"]),
+        helper.make_node("Log", ["counted"], ["logs"]),
+        helper.make_node("MatMul", ["logs", "weights"], ["weighted"]),
+        helper.make_node("Add", ["weighted", "bias"], ["score"]),
+        helper.make_node("Greater", ["score", "threshold"], ["fraud"]),
+    ]
+    inputs = {"payment": ("float32", ["n", len(PAYMENT)])}
+    _save(out, "payments", nodes, inputs, {"score": ("float32", ["n"]), "fraud": ("bool", ["n"])}, constants)
+
+
 def _features(images: Floats, filters: list[tuple[Floats, Floats]]) -> Floats:
     """What the last layer sees: as the graph computes it."""
     for kernel, offset in filters:
@@ -168,12 +214,13 @@ def _onnx() -> tuple[Any, Any]:
 
 
 def main() -> None:
-    """Make both in the folder given, under the names of `plan`."""
+    """Make all of them in the folder given, under the names of `plan`."""
     parser = argparse.ArgumentParser(description="make the testnet's tensor models")
     parser.add_argument("out", type=Path, help="folder to write")
     folder = parser.parse_args().out
     make_shape_classifier(folder / f"{SHAPE_CLASSIFIER}.onnx")
     make_telemetry_anomaly(folder / f"{TELEMETRY_ANOMALY}.onnx")
+    make_card_fraud(folder / f"{CARD_FRAUD}.onnx")
 
 
 if __name__ == "__main__":
