@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 CHANNELS = channels_domain(CHAIN_ID, Address(b"\x22" * 20))
 CPU = Inventory((Gpu(-1, "CPU", "", 1 << 30, 0),), ())
-PATIENCE_SECONDS = 20.0
+PATIENCE_SECONDS = 60.0
 """How long a test waits for what must happen: far more than it takes, on a loaded machine too."""
 
 

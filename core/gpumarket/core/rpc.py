@@ -33,6 +33,7 @@ from gpumarket.core.errors import (
     ConfigError,
     EngineFailed,
     GpumarketError,
+    InvalidRequest,
     JournalError,
     NoProvider,
     ProtocolError,
@@ -207,6 +208,8 @@ def rebuild(details: dict[str, Any]) -> GpumarketError:
         return Busy(message, retry_after_seconds=float(details.get("retry_after_seconds", 1.0)), hint=hint)
     if cls is JournalError:  # the peer's, not ours: it stops serving and may be back, and no daemon of ours ends with it
         return Unreachable(message, hint=hint)
+    if cls is InvalidRequest:
+        return InvalidRequest(message, hint=hint)
     if cls.__init__ is not GpumarketError.__init__:
         cls = GpumarketError
     return cls(message, hint=hint, retryable=bool(details.get("retryable", False)))

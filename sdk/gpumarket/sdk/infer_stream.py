@@ -55,7 +55,8 @@ class InferStream:
     async def receive(self, timeout_seconds: float) -> list[ppb.InferReply | Lost]:
         """All that has come, in order; empty when nothing came in this time."""
         try:
-            first = await asyncio.wait_for(self._queue.get(), timeout_seconds)
+            async with asyncio.timeout(timeout_seconds):  # wait_for would lose a cancellation that comes with a reply
+                first = await self._queue.get()
         except TimeoutError:
             return []
         found = [first]

@@ -43,7 +43,8 @@ class MatchStream:
         try:
             async with self._write:
                 await self._call.write(numbered)
-            return await asyncio.wait_for(future, timeout_seconds)
+            async with asyncio.timeout(timeout_seconds):  # wait_for would lose a cancellation that comes with the answer
+                return await future
         except TimeoutError as error:
             raise Unreachable(f"{self._peer} did not answer an order in {timeout_seconds:g} s") from error
         except grpc.aio.AioRpcError as error:
