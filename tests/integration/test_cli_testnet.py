@@ -85,7 +85,8 @@ def test_page_on_openai_clients_runs_as_it_stands(shell: Shell) -> None:
         done = subprocess.run([*argv, block], capture_output=True, text=True, timeout=SECONDS, env=env)
         assert done.returncode == 0, done.stdout + done.stderr
         assert '"error"' not in done.stdout
-        assert "not-drawn" in done.stdout or "accepted" in done.stdout
+        # With one provider there is nobody to check the answers that are drawn for it.
+        assert "not-drawn" in done.stdout or "unchecked" in done.stdout
 
 
 def test_page_on_tasks_runs_as_it_stands_and_its_programs_are_right(shell: Shell) -> None:
