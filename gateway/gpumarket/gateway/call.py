@@ -26,7 +26,6 @@ from gpumarket.sdk.results import JobOutcome
 
 T = TypeVar("T", bound=Struct)
 JSON = "application/json"
-_STREAMED = {"content-type": "text/event-stream; charset=utf-8", "cache-control": "no-store", "x-accel-buffering": "no"}
 _encode = msgspec.json.Encoder().encode
 
 
