@@ -337,7 +337,8 @@ async def test_service_claims_until_owed_and_keeps_the_voucher(tmp_path: Path) -
         await talk.ack(complete=True)
         await until(lambda: row(running, job)["state"] == HELD)
         await fake.down.put(market.HeartbeatDown(channel=CHANNEL, settled=[job.lease.struct_hash]))
-        await until(lambda: row(running, job)["state"] == OWED)
+        await until(lambda: not running.provider.accounts.bills)  # it is told of what is on the disk
+        assert row(running, job)["state"] == OWED
         earned = 4 * TEXT.output_price // 1_000_000 + 3 * TEXT.prompt_price // 1_000_000
         assert running.provider.accounts.vouchered(CHANNEL) == earned == row(running, job)["amount"]
         assert running.provider.accounts.standing(SCHEDULER.address).owed == 0

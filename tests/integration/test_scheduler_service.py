@@ -264,6 +264,23 @@ async def test_checked_claim_never_reported_is_owed_after_the_check_time(floor: 
     assert (await floor.claim(provider, job, ack)).state == pb.CLAIM_STATE_OWED
 
 
+async def test_what_is_held_on_a_spoke_that_its_key_closed_elsewhere_is_owed_and_time_goes_on(floor: Floor) -> None:
+    provider = await floor.provider("p1")
+    job = await floor.bought()
+    deliver(provider.key, job, ROWS)
+    ack = floor.client.ack(job, 6, complete=True, will_check=True)
+    assert (await floor.claim(provider, job, ack)).state == pb.CLAIM_STATE_HELD
+    assert job.lease is not None
+    spoke = job.lease.provider_channel
+    floor.chain.put_channel(replace(floor.chain.view.channels[spoke], closed=True))
+    floor.clock.pass_seconds(floor.market.settings.check_seconds)
+    await floor.market.billing.tick()
+    assert (await floor.claim(provider, job, ack)).state == pb.CLAIM_STATE_OWED
+    state = floor.market.ledger.spokes[spoke].state
+    assert (state.closed, state.vouchered, state.reserved) == (True, 6 * UNIT, 0)
+    floor.market.ledger.check()
+
+
 async def checked(floor: Floor, job: Bought, checker: ScriptedProvider, rows: list[bytes]) -> Bought:
     """A check job of all the job's inputs, bought from one checker."""
     opened = terms.EmbedRequest.FromString(job.request)

@@ -82,7 +82,7 @@ class ProviderRole:
 
     def _begin(self, stock: list[Stock], engines: dict[Hash, SimEngine], given: Surroundings, clock: SimClock) -> None:
         provider = Provider(PROVIDER_SETTINGS, stock, lambda manifest, path, slots: cast(Any, engines[manifest.digest]), given)
-        self.process.spawn(self._live(provider, given, clock))
+        self.process.live(self._live(provider, given, clock))
 
     async def _live(self, provider: Provider, given: Surroundings, clock: SimClock) -> None:
         await provider.open()
@@ -95,7 +95,7 @@ class ProviderRole:
         self.hello = provider._advert.current, self.lives
         actions, vouchers = cast(Any, self.actions), provider.accounts.vouchers
         redeemer = redeeming.make_redeemer(PROVIDER_SETTINGS, actions, given.journal, vouchers.values, self.view, clock)
-        self.process.spawn(keep_redeeming(redeemer, PROVIDER_SETTINGS.redeem_seconds))
+        self.process.live(keep_redeeming(redeemer, PROVIDER_SETTINGS.redeem_seconds))
         await provider.claims.run()
 
     def hear(self, message: mpb.HeartbeatDown) -> None:

@@ -52,7 +52,7 @@ class SchedulerRole:
         self.process = self.common.process(self.name)
         self.market = None
         self._met: dict[Address, int] = {}
-        self.process.loop.call_soon(lambda: self.process.spawn(self._live()) and None)
+        self.process.loop.call_soon(lambda: self.process.live(self._live()) and None)
 
     async def _live(self) -> None:
         common, view = self.common, ChainView()
@@ -73,8 +73,8 @@ class SchedulerRole:
             policy=RedeemPolicy(margin_seconds=SCHEDULER_SETTINGS.redeem_margin_seconds),
             on_redeemed=lambda redemption: market.note_redeemed(redemption.channel, redemption.cumulative),
         )
-        self.process.spawn(keep_redeeming(redeemer, SCHEDULER_SETTINGS.redeem_seconds))
-        self.process.spawn(self._meet(market))
+        self.process.live(keep_redeeming(redeemer, SCHEDULER_SETTINGS.redeem_seconds))
+        self.process.live(self._meet(market))
         while True:
             await market.billing.tick()
             if market.ledger.failure is not None:

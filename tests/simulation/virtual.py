@@ -15,7 +15,7 @@ from asyncio import events
 from collections.abc import Callable, Coroutine
 from typing import Any
 
-from gpumarket.core.errors import GpumarketError
+from gpumarket.core.errors import GpumarketError, JournalError
 
 START = 1_800_000_000
 """Unix seconds at virtual time 0."""
@@ -78,6 +78,12 @@ class Process:
         """Run a coroutine in this process."""
         return self.loop.create_task(work)
 
+    def live(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run what the daemon does for ever: any error but a broken journal's that ends it is a defect, since it ends the daemon."""
+        task = self.spawn(work)
+        task.add_done_callback(self._died)
+        return task
+
     def call(self, work: Callable[[], object]) -> None:
         """Run a function in this process's loop, if it lives."""
         if self.alive:
@@ -114,6 +120,13 @@ class Process:
         for error in _flat(task.exception()):
             if not isinstance(error, GpumarketError | asyncio.CancelledError | PeerError):
                 self.timeline.defects.append(f"{self.name}: {type(error).__name__}: {error} (in {_where(error)})")
+
+    def _died(self, task: asyncio.Task[Any]) -> None:
+        if task.cancelled() or not self.alive:
+            return
+        for error in _flat(task.exception()):
+            if isinstance(error, GpumarketError) and not isinstance(error, JournalError):
+                self.timeline.defects.append(f"{self.name} died: {type(error).__name__}: {error} (in {_where(error)})")
 
 
 class PeerError(Exception):

@@ -97,3 +97,13 @@ def test_channel_pay_names_the_next_cumulative() -> None:
     assert (state.vouchered, state.reserved, state.free) == (30, 0, 70)
     with pytest.raises(OutOfFunds):
         handle(state, Pay(71, reserved=0))
+
+
+def test_channel_closed_owes_what_was_reserved_and_no_more() -> None:
+    closed = handle(handle(SPOKE, Reserve(50)), ChainClosed())
+    assert (paid := handle(closed, Pay(30, reserved=50))).vouchered == 30
+    assert (paid.reserved, paid.free) == (0, 0)
+    with pytest.raises(ChannelExpiring):
+        handle(closed, Pay(1, reserved=0))
+    with pytest.raises(ChannelExpiring):
+        handle(closed, Pay(51, reserved=50))

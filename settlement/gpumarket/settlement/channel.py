@@ -291,7 +291,7 @@ def _release(state: PaidChannel, event: Release) -> PaidChannel:
 def _pay(state: PaidChannel, event: Pay) -> PaidChannel:
     used_up = event.amount if event.reserved is None else event.reserved
     assert 0 <= used_up <= state.reserved, (state, event)
-    if state.closed:
+    if state.closed and event.amount > used_up:  # what was reserved before the close is owed all the same, though nobody can redeem it
         raise ChannelExpiring(f"channel 0x{state.id.hex()} is closed; nothing can be paid on it", hint="open another channel")
     if event.amount > state.free + used_up:
         raise OutOfFunds(
