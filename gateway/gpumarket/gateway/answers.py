@@ -32,6 +32,8 @@ class Ticket:
 
     seed: bytes
     created: int
+    kept: bool = False
+    """Whether the same request may come again and is to find the same jobs."""
 
     def job_id(self, index: int) -> Hash:
         return Hash(hashlib.sha256(self.seed + index.to_bytes(4, "big")).digest())
@@ -89,7 +91,7 @@ class Answers:
         if bytes(row["request"]) != request:
             told = "this Idempotency-Key was used for another request"
             raise Problem(422, "idempotency_key_reused", told, param="Idempotency-Key")
-        return Ticket(bytes(row["seed"]), row["created_at"])
+        return Ticket(bytes(row["seed"]), row["created_at"], kept=True)
 
     async def _forget(self, entry: tuple[str, bytes]) -> None:
         await self._journal.transact(lambda c: c.execute(delete(ANSWERS).where(*_is(entry))) and None)

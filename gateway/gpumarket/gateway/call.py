@@ -21,6 +21,7 @@ from gpumarket.gateway.keys import Key
 from gpumarket.gateway.openai.reading import Reader, reader_of
 from gpumarket.gateway.problems import Problem, invalid
 from gpumarket.gateway.settings import GatewaySettings
+from gpumarket.gateway.sharing import Sharing
 from gpumarket.gateway.tally import Tally
 from gpumarket.sdk.results import JobOutcome
 
@@ -37,6 +38,7 @@ class Room:
     counter: Counter
     answers: Answers
     catalog: Catalog
+    sharing: Sharing
     tally: Tally
 
 

@@ -30,6 +30,7 @@ from gpumarket.gateway.ledger import Ledger
 from gpumarket.gateway.metrics import GatewayMetrics
 from gpumarket.gateway.readiness import FRESH_SECONDS, readiness_of
 from gpumarket.gateway.settings import GatewaySettings
+from gpumarket.gateway.sharing import Sharing
 from gpumarket.gateway.tables import FILE, METADATA
 from gpumarket.gateway.tally import Tally
 from gpumarket.sdk import Client, ClientSettings
@@ -80,7 +81,8 @@ async def opened(settings: GatewaySettings, client: Client) -> AsyncIterator[tup
         counter.recover()
         stack.push_async_callback(counter.close)
         answers = Answers(journal, clock, random, settings.idempotency_hours * HOUR_SECONDS)
-        room = Room(settings, counter, answers, Catalog(market.settings.lock_file), Tally())
+        sharing = Sharing(counter, settings.shared_jobs_max)
+        room = Room(settings, counter, answers, Catalog(market.settings.lock_file), sharing, Tally())
         yield room, Door(keys, clock), journal
 
 

@@ -29,6 +29,8 @@ class GatewaySettings(Settings):
     """Most that one job, its checks and reruns may cost, whatever a key's budget allows. Each choice of `n` is a job."""
     jobs_max: int = 256
     """Jobs that run at once; what comes on top hears 429 at once instead of waiting."""
+    shared_jobs_max: int = 2
+    """Jobs of one key and embedding model that run at once; requests that come meanwhile leave together, as the next one. 0: never."""
     choices_max: int = 16
     """Most jobs of one request: `n`, times the prompts of a completion."""
     inputs_max: int = 2_048
@@ -57,6 +59,13 @@ class GatewaySettings(Settings):
     def _at_least_one(cls, value: int) -> int:
         if value < 1:
             raise ValueError("must be at least 1")
+        return value
+
+    @field_validator("shared_jobs_max")
+    @classmethod
+    def _not_negative(cls, value: int) -> int:
+        if value < 0:
+            raise ValueError("must be 0 or more")
         return value
 
     @property

@@ -23,7 +23,7 @@ class Tally:
     problems: Counter[str] = field(default_factory=Counter)
     """Errors, by code."""
     jobs: Counter[str] = field(default_factory=Counter)
-    """Jobs that gave a result, by model."""
+    """Results, by model."""
     prompt_tokens: int = 0
     output_tokens: int = 0
     observe_first: Callable[[float], None] = _unobserved
@@ -31,7 +31,7 @@ class Tally:
     observe_whole: Callable[[float], None] = _unobserved
 
     def bought(self, results: Sequence[JobOutcome]) -> None:
-        """Count the jobs of one answer."""
+        """Count the results of one answer."""
         for result in results:
             self.jobs[result.model] += 1
             self.prompt_tokens += result.usage.prompt_tokens

@@ -56,7 +56,8 @@ def build(desk: Desk, bought: Bought, codec: TextCodec | None) -> JobResult:
         asked = from_bytes(job.request)
         return InferResult(outputs=join_items(asked.outputs, bool(asked.rows), output), **shared)
     vectors = np.frombuffer(b"".join(output), dtype="<f4").reshape(len(output), -1)
-    return EmbedResult(vectors=vectors, **shared)
+    counts = tuple(len(each.ids) for each in parse(pb.EmbedRequest, job.request).inputs)
+    return EmbedResult(vectors=vectors, input_tokens=counts, **shared)
 
 
 def end_of(desk: Desk, key: Hash) -> StreamEnd:

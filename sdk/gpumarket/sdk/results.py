@@ -168,9 +168,11 @@ class JobOutcome:
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class EmbedResult(JobOutcome, Sequence[NDArray[np.float32]]):
-    """Embeddings, one row for each input, in order. `vectors` is the read-only array of shape (inputs, dimensions)."""
+    """Embeddings, one row for each input, in order. `vectors` is the read-only array of shape (inputs, dimensions), `input_tokens` what
+    each input was billed with."""
 
     vectors: NDArray[np.float32]
+    input_tokens: tuple[int, ...]
 
     @overload
     def __getitem__(self, index: int) -> NDArray[np.float32]: ...

@@ -8,27 +8,27 @@ from typing import Any
 from aiohttp import web
 
 from gpumarket.core.terms import Task
+from gpumarket.core.units import Hash
 from gpumarket.gateway.call import Call
 from gpumarket.gateway.counter import Approve
-from gpumarket.gateway.openai.inputs import inputs_of
+from gpumarket.gateway.openai.inputs import Inputs, inputs_of
 from gpumarket.gateway.openai.tables import EmbeddingRequest
 from gpumarket.gateway.problems import invalid
 from gpumarket.sdk.results import EmbedResult
 
 
 async def create(call: Call) -> web.Response:
-    """One vector an input, all of them one job. Raises Problem."""
+    """One vector an input, all of them one job, which other requests of the key may share. Raises Problem."""
     asked = await call.read(EmbeddingRequest)
     call.room.catalog.find(call.key, asked.model, Task.EMBED)
     inputs = inputs_of(asked.input, "input")
     if len(inputs) > call.room.settings.inputs_max:
         raise invalid(f"there are {len(inputs)} inputs; the gateway takes at most {call.room.settings.inputs_max} at once", "input")
     async with call.buying(1, "input") as ticket:
-
-        async def order(approve: Approve) -> EmbedResult:
-            return await call.room.counter.client.embed(asked.model, inputs, job_id=ticket.job_id(0), approve=approve)
-
-        result: EmbedResult = await call.room.counter.whole(call.key, order)
+        if ticket.kept or not call.room.sharing.takes(inputs):
+            result = await _alone(call, asked.model, inputs, ticket.job_id(0))
+        else:
+            result = await call.room.sharing.embed(call.key, asked.model, inputs)
     tokens = result.usage.prompt_tokens
     document = {
         "object": "list",
@@ -37,6 +37,14 @@ async def create(call: Call) -> web.Response:
         "usage": {"prompt_tokens": tokens, "total_tokens": tokens},
     }
     return call.answer(document, [result])
+
+
+async def _alone(call: Call, model: str, inputs: Inputs, job: Hash) -> EmbedResult:
+    async def order(approve: Approve) -> EmbedResult:
+        return await call.room.counter.client.embed(model, inputs, job_id=job, approve=approve)
+
+    result: EmbedResult = await call.room.counter.whole(call.key, order)
+    return result
 
 
 def _vectors(result: EmbedResult, packed: bool) -> list[dict[str, Any]]:

@@ -8,9 +8,10 @@ from typing import TypeGuard
 from gpumarket.gateway.problems import invalid
 
 Input = str | list[int]
+Inputs = list[str] | list[list[int]]
 
 
-def inputs_of(value: str | Sequence[str | int | list[int]], param: str) -> list[str] | list[list[int]]:
+def inputs_of(value: str | Sequence[str | int | list[int]], param: str) -> Inputs:
     """One entry an input. Raises Problem for a list of several kinds, or an empty text in it."""
     if isinstance(value, str):
         return [value]
