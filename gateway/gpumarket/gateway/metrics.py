@@ -24,7 +24,9 @@ def metrics_of(models: Sequence[str]) -> tuple[Metric, ...]:
         counter("gateway_requests_total", "Requests, by endpoint.", "endpoint", names),
         counter("gateway_answers_total", "Answers by class of status; left: the caller went away before.", "status", STATUSES),
         counter("gateway_problems_total", "Errors told, by code.", "code", codes()),
-        counter("gateway_results_total", "Results, by model; a job that requests shared gave each of them one.", "model", models or ("none",)),
+        counter(
+            "gateway_results_total", "Results, by model; a job that requests shared gave each of them one.", "model", models or ("none",)
+        ),
         counter("gateway_shared_results_total", "Embedding results whose job gave other requests theirs, too."),
         counter("gateway_prompt_tokens_total", "Tokens read, as billed."),
         counter("gateway_output_tokens_total", "Tokens delivered, as billed."),

@@ -14,7 +14,7 @@ import asyncio
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from gpumarket.core.units import Money
 from gpumarket.gateway.counter import Approve, Counter
@@ -102,7 +102,7 @@ class Sharing:
                 ordered = True
                 return limit
 
-            inputs = [each for rider in riders for each in rider.inputs]
+            inputs = cast("Inputs", [each for rider in riders for each in rider.inputs])  # of one kind
             return await self._counter.client.embed(model, inputs, approve=approved)
 
         try:
