@@ -13,6 +13,7 @@ from gateway_market import Gateway, gateway, until
 from sdk_market import FakeProvider, vector
 
 from gpumarket.core.units import format_money, parse_money
+from gpumarket.gateway.sharing import INPUTS_MAX, INPUTS_OF_REQUEST_MAX
 
 MODEL = "mini"
 LIMIT = 16
@@ -70,7 +71,8 @@ async def test_requests_that_come_together_share_a_job_and_its_cost(tmp_path: Pa
         owner = g.keys.all()[0].id
         await until(lambda: not g.room.counter.ledger.account(owner).reserved)
         assert g.room.counter.ledger.account(owner).total_spent == sum(cost.values())
-        assert g.room.sharing.shared == 7 and not g.room.sharing._lines
+        assert g.room.sharing.shared == 7
+        await until(lambda: not g.room.sharing._lines)
 
 
 async def test_neither_two_keys_nor_texts_and_ids_share(tmp_path: Path) -> None:
@@ -173,3 +175,19 @@ async def test_no_job_is_shared_where_none_may_be(tmp_path: Path, jobs: int, hea
         await until(lambda: len(seller.jobs) == 3)
         go.set()
         assert len({job_of(raw) for raw in await asyncio.gather(*tasks)}) == 3
+
+
+async def test_large_requests_have_their_own_job_and_a_full_one_waits_for_nobody(tmp_path: Path) -> None:
+    seller, go = holding()
+    async with gateway(tmp_path, seller) as g, g.openai() as client:
+        first = asyncio.create_task(embed(client, ids(0)))
+        await until(lambda: len(seller.jobs) == 1)
+        large = asyncio.create_task(embed(client, [ids(1)] * (INPUTS_OF_REQUEST_MAX + 1)))
+        await until(lambda: len(seller.jobs) == 2)
+        many = INPUTS_MAX // INPUTS_OF_REQUEST_MAX
+        small = [asyncio.create_task(embed(client, [ids(n)] * INPUTS_OF_REQUEST_MAX)) for n in range(many + 1)]
+        await until(lambda: len(seller.jobs) == 3)
+        await waiting(g, 1)
+        go.set()
+        jobs = [job_of(raw) for raw in await asyncio.gather(first, large, *small)]
+        assert len(set(jobs)) == 4 and len(set(jobs[2:-1])) == 1

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
@@ -29,6 +29,8 @@ ARRAYS = st.sampled_from(list(DTYPES.values())).flatmap(
 
 
 @given(ARRAYS)
+@example(np.array([1, 2**63], dtype=np.uint64))
+@example(np.array([[0, 2**64 - 1], [2**53 + 1, 3]], dtype=np.uint64))
 def test_array_survives_raw_json_and_typed_contents(array: Any) -> None:
     datatype = NAMES[array.dtype]
     shape = list(array.shape)
@@ -48,6 +50,9 @@ def test_array_survives_raw_json_and_typed_contents(array: Any) -> None:
         ("UINT8", [1], [-1]),
         ("INT8", [1], [1.5]),
         ("INT64", [1], [2**63]),
+        ("UINT64", [2], [-1, 2**63]),
+        ("UINT64", [2], [1.5, 2**63]),
+        ("UINT64", [1], [2**64]),
         ("INT32", [1], ["1"]),
         ("INT32", [1], [True]),
         ("BOOL", [1], [1]),

@@ -29,8 +29,8 @@ class GatewaySettings(Settings):
     """Most that one job, its checks and reruns may cost, whatever a key's budget allows. Each choice of `n` is a job."""
     jobs_max: int = 256
     """Jobs that run at once; what comes on top hears 429 at once instead of waiting."""
-    shared_jobs_max: int = 2
-    """Jobs of one key and embedding model that run at once; requests that come meanwhile leave together, as the next one. 0: never."""
+    shared_jobs_max: int = 1
+    """Jobs of small requests of one key and embedding model that run at once; those that come meanwhile leave together. 0: never."""
     choices_max: int = 16
     """Most jobs of one request: `n`, times the prompts of a completion."""
     inputs_max: int = 2_048

@@ -1,7 +1,8 @@
 """Embeddings that one key asks for at the same time ride on one job: one match, one receipt and one bill for all of them.
 
-A request leaves at once while fewer jobs of its kind run than may; what comes meanwhile leaves together when one of them ends, so nothing
-ever waits on a clock. A job costs its client about the same for one text as for sixteen (benchmarks/RESULTS.md, `gateway_cpu_ms`).
+A request leaves at once while fewer jobs of its kind run than may; what comes meanwhile leaves together, when one of those has ended and
+its callers had a moment to ask again, or when it fills a job. So a lone request never waits. A job costs its client about the same for
+one text as for sixteen (benchmarks/RESULTS.md, `gateway_cpu_ms`).
 
 Invariants: only requests of one API key, model and kind of input share, so no tenant's input can spoil another's answer. Each pays its
 tokens' part of the job, and the parts add up to what the job cost. What is refused before anything was ordered (an input too long, a
@@ -23,8 +24,10 @@ from gpumarket.gateway.openai.inputs import Inputs
 from gpumarket.sdk.ordering import Terms
 from gpumarket.sdk.results import NOTHING, EmbedResult, Usage
 
-INPUTS_MAX = 256
-"""Of one shared job; a request with more has a job of its own, as has one whose job is to have an id that stays."""
+INPUTS_MAX, INPUTS_OF_REQUEST_MAX = 256, 32
+"""Of one shared job, and of a request in it: a larger one has a job of its own, as has one whose job is to have an id that stays."""
+MOMENT_SECONDS = 0.005
+"""Who asks again at the end of a shared job comes within this: else the first of them would leave alone, and the others wait for it."""
 
 
 class _Kind(NamedTuple):
@@ -45,6 +48,10 @@ class _Line:
     waiting: deque[_Rider] = field(default_factory=deque)
     jobs: int = 0
 
+    @property
+    def fills_a_job(self) -> bool:
+        return sum(len(rider.inputs) for rider in self.waiting) >= INPUTS_MAX
+
 
 class Sharing:
     """Buys embeddings for requests that may share; at most `jobs_max` shared jobs of a kind run at once."""
@@ -57,7 +64,7 @@ class Sharing:
 
     def takes(self, inputs: Inputs) -> bool:
         """Whether a request of these inputs may share its job."""
-        return self._jobs_max > 0 and len(inputs) <= INPUTS_MAX
+        return self._jobs_max > 0 and len(inputs) <= INPUTS_OF_REQUEST_MAX
 
     async def embed(self, key: Key, model: str, inputs: Inputs) -> EmbedResult:
         """This request's part of a job: its vectors, its tokens, and its part of the cost, checks included. Raises as Client.embed."""
@@ -72,7 +79,7 @@ class Sharing:
             rider.answer.cancel()  # whoever waits no longer is left behind, and the job stopped with its last rider
 
     def _depart(self, kind: _Kind, line: _Line) -> None:
-        while line.jobs < self._jobs_max and (riders := _boarding(line)):
+        while (line.jobs < self._jobs_max or line.fills_a_job) and (riders := _boarding(line)):
             line.jobs += 1
             self._counter.later(self._ride(kind, line, riders))
         if not line.jobs and self._lines.get(kind) is line:
@@ -84,6 +91,8 @@ class Sharing:
             for rider in riders:
                 rider.answer.add_done_callback(lambda _: job.cancel() if all(r.answer.cancelled() for r in riders) else None)
             await asyncio.wait({job})
+            if len(riders) > 1 or line.waiting:
+                await asyncio.sleep(MOMENT_SECONDS)
         finally:
             job.cancel()
             for rider in riders:

@@ -52,6 +52,8 @@ def from_list(name: str, datatype: str, shape: Sequence[int], data: Sequence[Any
         found = np.asarray(data)
     except (ValueError, OverflowError):
         raise invalid(f"input {name!r}: the data are no regular array", name) from None
+    if dtype == np.uint64 and found.dtype.kind == "f":  # what numpy makes of whole numbers some of which are 2**63 or more
+        found = _whole_numbers(data, found)
     if found.size != count:
         raise invalid(f"input {name!r}: {found.size} elements do not fill the shape {list(shape)}", name)
     return _exact(name, datatype, found, dtype).reshape(tuple(shape))
@@ -98,6 +100,12 @@ def _count(name: str, shape: Sequence[int]) -> int:
     if len(shape) > RANK_MAX or any(not 0 <= size < 2**31 for size in shape):
         raise invalid(f"input {name!r}: a shape has at most {RANK_MAX} dimensions, none negative", name)
     return math.prod(shape)
+
+
+def _whole_numbers(data: Sequence[Any], otherwise: Array) -> Array:
+    """As UINT64 where each is one, else as it was."""
+    each = np.asarray(data, dtype=object)
+    return each.astype(np.uint64) if all(type(value) is int and 0 <= value < 2**64 for value in each.flat) else otherwise
 
 
 def _exact(name: str, datatype: str, found: Array, dtype: np.dtype[Any]) -> Array:
