@@ -19,7 +19,7 @@ import grpc.aio
 import numpy as np
 import sdk_models
 
-from gpumarket.core import rpc
+from gpumarket.core import rpc, tensor_requests
 from gpumarket.core.codec import (
     CallGuard,
     from_proto,
@@ -35,10 +35,12 @@ from gpumarket.core.codec import (
 from gpumarket.core.errors import Busy, FundsError, GpumarketError, OutOfFunds
 from gpumarket.core.ports import SystemClock
 from gpumarket.core.signing import Domain, LocalKey, channels_domain, market_domain
+from gpumarket.core.tensor_requests import TensorRequest
+from gpumarket.core.tensors import encode_item
 from gpumarket.core.terms import Ack, JobSpec, Lease, Outcome, Receipt, Task, Voucher, keccak256, output_chain, request_hash, token_item
 from gpumarket.core.units import ZERO_HASH, Address, Hash, Money, money_bytes
 from gpumarket.settlement import pricing
-from gpumarket.settlement.verification import EMBED_FP32, TEXT_FP32, judge, open_evidence, profile_by_digest
+from gpumarket.settlement.verification import EMBED_FP32, INFER_FP32, TEXT_FP32, judge, open_evidence, profile_by_digest
 from gpumarket.settlement.vouchers import sign_close, verify_voucher
 from gpumarket.v1 import market_pb2 as mpb
 from gpumarket.v1 import market_pb2_grpc as mgrpc
@@ -134,6 +136,13 @@ def vector(ids: list[int], wrong: float = 0.0) -> bytes:
     return (np.frombuffer(digest[: 2 * DIMENSIONS], dtype="<u2").astype("<f4") / 65_535 + np.float32(wrong)).astype("<f4").tobytes()
 
 
+def row(asked: TensorRequest, index: int) -> bytes:
+    """A row's answer: the sum of what went in, and how many numbers those were."""
+    (given,) = (tensor.array[index] for tensor in asked.inputs)
+    answers = {"y": np.asarray(given.sum(), dtype="<f4"), "n": np.asarray(given.size, dtype="<i8")}
+    return encode_item([answers[spec.name] for spec in asked.outputs])
+
+
 def token_at(prompt: list[int], position: int, wrong: int = 0) -> int:
     """The answer's token at a position; 0 and 1 (special) never come."""
     return 2 + (sum(prompt) + 7 * position + wrong) % 318
@@ -183,7 +192,7 @@ class FakeProvider(pgrpc.ProviderServicer):
 
     @property
     def offer(self) -> pb.SignedOffer:
-        profiles = {Task.EMBED: EMBED_FP32.digest, Task.GENERATE: TEXT_FP32.digest}
+        profiles = {Task.EMBED: EMBED_FP32.digest, Task.GENERATE: TEXT_FP32.digest, Task.INFER: INFER_FP32.digest}
         models = [
             pb.ModelOffer(
                 model=m.digest,
@@ -305,6 +314,10 @@ class _Attempt:
                 else:
                     found.append((vector(list(entry.ids), wrong), len(entry.ids)))
             return found
+        if self.spec.task is Task.INFER:
+            asked = tensor_requests.from_bytes(self.opened.request)
+            found = [(row(asked, index), 1) for index in range(asked.items)]
+            return found[self.lease.prefix_units :]
         check = parse(pb.CheckRequest, self.opened.request)
         if check.embed.inputs:
             return [(vector(list(entry.ids), wrong), len(entry.ids)) for entry in check.embed.inputs]

@@ -8,6 +8,7 @@ from functools import lru_cache
 
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
+from gpumarket.core.tensors import SIGNATURE_FILE, Signature, TensorSpec, signature_to_json
 from gpumarket.core.terms import ManifestFile, ModelManifest, Task
 from gpumarket.core.units import Hash
 
@@ -47,7 +48,12 @@ def words_tokenizer() -> bytes:
     return tokenizer.to_str().encode()
 
 
+TENSORS = Signature((TensorSpec("x", "FP32", (-1, 2)),), (TensorSpec("y", "FP32", (-1,)), TensorSpec("n", "INT64", (-1,))), True)
+
+
 def small_files(task: Task) -> dict[str, bytes]:
+    if task is Task.INFER:
+        return {SIGNATURE_FILE: signature_to_json(TENSORS)}
     if task is Task.EMBED:
         return {"tokenizer.json": words_tokenizer(), "config.json": b"{}"}
     config = {"chat_template": TEMPLATE, "bos_token": "<s>", "eos_token": {"content": "</s>"}}
@@ -66,3 +72,4 @@ def manifest(task: Task, max_input_tokens: int) -> ModelManifest:
 
 EMBED = manifest(Task.EMBED, 16)
 CHAT = manifest(Task.GENERATE, 256)
+TABLE = manifest(Task.INFER, 16)
