@@ -9,6 +9,8 @@ from typing import Any
 import msgspec
 
 from gpumarket.gateway.endpoints import Endpoint
+from gpumarket.gateway.inference_protocol.rest import BINARY, HEADER
+from gpumarket.gateway.inference_protocol.tables import InferRequest
 
 REF = "#/components/schemas/{name}"
 _ALWAYS = {401: "no key, or one that does not hold", 429: "too many requests, or the key's budget is spent", 500: "the gateway failed"}
@@ -69,6 +71,7 @@ _INFERRED = {
     "required": ["model_name", "model_version", "outputs"],
     "properties": {"model_name": _STRING, "model_version": _STRING, "id": _STRING, "outputs": _LIST},
 }
+_TAIL = {"schema": {"type": "string", "format": "binary", "description": f"the same as JSON, {HEADER} bytes of it, then tensors' bytes"}}
 _READY = {"type": "object", "required": ["name", "ready"], "properties": {"name": _STRING, "ready": {"type": "boolean"}}}
 _METADATA = {
     "type": "object",
@@ -130,9 +133,14 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
     ]
     if endpoint.table is not None:
         ref = REF.format(name=endpoint.table.__name__)
-        found["requestBody"] = {"required": True, "content": {"application/json": {"schema": {"$ref": ref}}}}
+        content: dict[str, Any] = {"application/json": {"schema": {"$ref": ref}}}
+        found["requestBody"] = {"required": True, "content": content}
         key = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"}
         found["parameters"] += [{"name": "Idempotency-Key", "in": "header", "required": False, "schema": key}]
+        if endpoint.table is InferRequest:
+            content[BINARY] = _TAIL
+            length = {"type": "integer", "minimum": 0, "description": "bytes of the JSON document that the tensors' bytes follow"}
+            found["parameters"] += [{"name": HEADER, "in": "header", "required": False, "schema": length}]
     return found
 
 
@@ -140,6 +148,8 @@ def _responses(endpoint: Endpoint) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": _ANSWERS[endpoint.name]}}
     if endpoint.streams:
         content["text/event-stream"] = {"schema": _EVENT}
+    if endpoint.table is InferRequest:
+        content[BINARY] = _TAIL
     problems = {**_ALWAYS, **(_BODY if endpoint.table is not None else {}), **({404: _BODY[404]} if "{model}" in endpoint.path else {})}
     if endpoint.plain:
         problems |= {status: _BODY[status] for status in (400, 502, 503)}  # the market is asked for the model's signature
