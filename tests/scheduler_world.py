@@ -218,13 +218,14 @@ class ScriptedProvider(provider_pb2_grpc.ProviderServicer):
         )
         return signed_offer(self.key, DOMAIN, body)
 
-    async def greet(self, market: Market, clock: HandClock, **changes: Any) -> None:
+    async def greet(self, market: Market, clock: HandClock, *, beats: bool = True, **changes: Any) -> None:
         """Hello and one load, then down messages until jobs may come."""
         self._channel = await open_channel(market.endpoint, load_identity(market.settings.state).key_hash)
-        await self.say_hello(clock, **changes)
+        await self.say_hello(clock, beats=beats, **changes)
 
-    async def say_hello(self, clock: HandClock, **changes: Any) -> None:
-        """A heartbeat stream on the connection that there is."""
+    async def say_hello(self, clock: HandClock, *, beats: bool = True, **changes: Any) -> None:
+        """A heartbeat stream on the connection that there is. Without `beats` for a hello that will be refused: a message that is written
+        as the refusal comes in may take its place (grpc.aio: INTERNAL, "Internal error from Core")."""
         assert self._channel is not None
         stub = market_pb2_grpc.MarketStub(self._channel)
         self.call = stub.Heartbeat()  # type: ignore[call-arg]
@@ -238,6 +239,8 @@ class ScriptedProvider(provider_pb2_grpc.ProviderServicer):
             Hash(SystemRandom().token(32)),
         )
         await self.call.write(pb.HeartbeatUp(hello=hello))
+        if not beats:
+            return
         with contextlib.suppress(grpc.aio.AioRpcError, asyncio.InvalidStateError):  # a refused hello ends the stream: `told` meets it
             if self.held:
                 await self.call.write(pb.HeartbeatUp(held=pb.Holdings(vouchers=self.held)))

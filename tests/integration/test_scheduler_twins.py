@@ -76,7 +76,7 @@ async def test_second_daemon_on_a_providers_key_is_refused_while_the_first_lives
         await first.beat()
         await until(lambda: held.heard == floor.clock.mono)
         floor.clock.mono += ALIVE_SECONDS - 0.1
-        twin = await floor.another(first, price=2 * PRICE)
+        twin = await floor.another(first, beats=False, price=2 * PRICE)
         with pytest.raises(grpc.aio.AioRpcError) as caught:
             await twin.told(lambda _: False)
         error = from_rpc(caught.value, "the scheduler")
