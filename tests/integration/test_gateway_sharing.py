@@ -12,6 +12,7 @@ import pytest
 from gateway_market import Gateway, gateway, until
 from sdk_market import FakeProvider, vector
 
+from gpumarket.core.errors import Unreachable
 from gpumarket.core.units import format_money, parse_money
 from gpumarket.gateway.sharing import INPUTS_MAX, INPUTS_OF_REQUEST_MAX
 
@@ -164,6 +165,28 @@ async def test_a_provider_that_fails_fails_all_of_the_job_and_nothing_after(tmp_
         assert [type(a) for a in answers] == [openai.InternalServerError] * 2
         seller.busy = False
         assert rows(await embed(client, ids(3))) == [vector(ids(3))]
+
+
+async def test_a_market_that_does_not_answer_is_not_asked_again_for_each(tmp_path: Path) -> None:
+    seller, go = holding()
+    async with gateway(tmp_path, seller, shared_jobs_max=1) as g, g.openai() as client:
+        first = asyncio.create_task(embed(client, ids(0)))
+        await until(lambda: len(seller.jobs) == 1)
+        more = [asyncio.create_task(embed(client, ids(n))) for n in (1, 2, 3)]
+        await waiting(g, 3)
+        asked = 0
+
+        async def away(*_: Any, **__: Any) -> Any:
+            nonlocal asked
+            asked += 1
+            raise Unreachable("the scheduler does not answer")
+
+        g.room.counter.client.embed = away  # type: ignore[method-assign]
+        go.set()
+        await first
+        answers = await asyncio.gather(*more, return_exceptions=True)
+        assert [getattr(a, "status_code", 0) for a in answers] == [503] * 3
+        assert asked == 1
 
 
 @pytest.mark.parametrize(("jobs", "headers"), [(0, {}), (1, {"Idempotency_Key": "one"})])

@@ -20,7 +20,7 @@ Handler = Callable[[Call], Awaitable[web.StreamResponse]]
 @dataclass(frozen=True, slots=True)
 class Endpoint:
     """`name` is its label in metrics, `table` what its body holds; `streams`: whether the answer may be a stream of events; `plain`:
-    whether its errors have the shape of the Open Inference Protocol."""
+    whether its errors have the shape of the Open Inference Protocol; `binary`: whether tensors may come and go as bytes."""
 
     method: str
     path: str
@@ -30,6 +30,7 @@ class Endpoint:
     table: type[Struct] | None = None
     streams: bool = False
     plain: bool = False
+    binary: bool = False
 
     @property
     def route(self) -> str:
@@ -47,10 +48,10 @@ OPENAI = (
 )
 _MODEL, _VERSION = "/v2/models/{model}", "/v2/models/{model}/versions/{version}"
 INFERENCE = (
-    Endpoint("POST", f"{_VERSION}/infer", "infer_version", "Run a tensor model", rest.infer, InferRequest, plain=True),
+    Endpoint("POST", f"{_VERSION}/infer", "infer_version", "Run a tensor model", rest.infer, InferRequest, plain=True, binary=True),
     Endpoint("GET", f"{_VERSION}/ready", "ready_version", "Whether somebody sells it now", rest.ready, plain=True),
     Endpoint("GET", _VERSION, "metadata_version", "What a tensor model takes and gives", rest.metadata, plain=True),
-    Endpoint("POST", f"{_MODEL}/infer", "infer", "Run a tensor model", rest.infer, InferRequest, plain=True),
+    Endpoint("POST", f"{_MODEL}/infer", "infer", "Run a tensor model", rest.infer, InferRequest, plain=True, binary=True),
     Endpoint("GET", f"{_MODEL}/ready", "ready", "Whether somebody sells it now", rest.ready, plain=True),
     Endpoint("GET", _MODEL, "metadata", "What a tensor model takes and gives", rest.metadata, plain=True),
 )

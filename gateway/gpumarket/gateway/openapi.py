@@ -10,7 +10,6 @@ import msgspec
 
 from gpumarket.gateway.endpoints import Endpoint
 from gpumarket.gateway.inference_protocol.rest import BINARY, HEADER
-from gpumarket.gateway.inference_protocol.tables import InferRequest
 
 REF = "#/components/schemas/{name}"
 _ALWAYS = {401: "no key, or one that does not hold", 429: "too many requests, or the key's budget is spent", 500: "the gateway failed"}
@@ -137,7 +136,7 @@ def _operation(endpoint: Endpoint) -> dict[str, Any]:
         found["requestBody"] = {"required": True, "content": content}
         key = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[ -~]+$"}
         found["parameters"] += [{"name": "Idempotency-Key", "in": "header", "required": False, "schema": key}]
-        if endpoint.table is InferRequest:
+        if endpoint.binary:
             content[BINARY] = _TAIL
             length = {"type": "integer", "minimum": 0, "description": "bytes of the JSON document that the tensors' bytes follow"}
             found["parameters"] += [{"name": HEADER, "in": "header", "required": False, "schema": length}]
@@ -148,7 +147,7 @@ def _responses(endpoint: Endpoint) -> dict[str, Any]:
     content: dict[str, Any] = {"application/json": {"schema": _ANSWERS[endpoint.name]}}
     if endpoint.streams:
         content["text/event-stream"] = {"schema": _EVENT}
-    if endpoint.table is InferRequest:
+    if endpoint.binary:
         content[BINARY] = _TAIL
     problems = {**_ALWAYS, **(_BODY if endpoint.table is not None else {}), **({404: _BODY[404]} if "{model}" in endpoint.path else {})}
     if endpoint.plain:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from pydantic import field_validator
+from pydantic import NonNegativeInt, field_validator
 
 from gpumarket.core.settings import Settings
 from gpumarket.core.units import Money, parse_money
@@ -29,7 +29,7 @@ class GatewaySettings(Settings):
     """Most that one job, its checks and reruns may cost, whatever a key's budget allows. Each choice of `n` is a job."""
     jobs_max: int = 256
     """Jobs that run at once; what comes on top hears 429 at once instead of waiting."""
-    shared_jobs_max: int = 1
+    shared_jobs_max: NonNegativeInt = 1
     """Jobs of small requests of one key and embedding model that run at once; those that come meanwhile leave together. 0: never."""
     choices_max: int = 16
     """Most jobs of one request: `n`, times the prompts of a completion."""
@@ -59,13 +59,6 @@ class GatewaySettings(Settings):
     def _at_least_one(cls, value: int) -> int:
         if value < 1:
             raise ValueError("must be at least 1")
-        return value
-
-    @field_validator("shared_jobs_max")
-    @classmethod
-    def _not_negative(cls, value: int) -> int:
-        if value < 0:
-            raise ValueError("must be 0 or more")
         return value
 
     @property

@@ -6,7 +6,7 @@ one text as for sixteen (benchmarks/RESULTS.md, `gateway_cpu_ms`).
 
 Invariants: only requests of one API key, model and kind of input share, so no tenant's input can spoil another's answer. Each pays its
 tokens' part of the job, and the parts add up to what the job cost. What is refused before anything was ordered (an input too long, a
-budget that covers some of them) is asked again one by one: each then hears its own answer.
+budget that covers some of them) is asked again one by one: each then hears its own answer. Not so where nobody answers, or all are busy.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, cast
 
+from gpumarket.core.errors import Busy, NetworkError
 from gpumarket.core.units import Money
 from gpumarket.gateway.counter import Approve, Counter
 from gpumarket.gateway.keys import Key
@@ -117,7 +118,7 @@ class Sharing:
         try:
             result: EmbedResult = await self._counter.whole(riders[0].key, order)
         except Exception as error:
-            if len(riders) > 1 and not ordered:
+            if len(riders) > 1 and not ordered and not isinstance(error, NetworkError | Busy):
                 await asyncio.gather(*(self._buy(model, [rider]) for rider in riders if not rider.answer.done()))
                 return
             for rider in riders:
